@@ -1,0 +1,5 @@
+"""Enables `python -m moesaic`."""
+
+from moesaic.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Files of checkpoints: the only place that knows file and tensor names."""

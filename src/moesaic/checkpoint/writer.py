@@ -1,0 +1,145 @@
+"""safetensors files written in any order: sizes are laid down first, data is put in its place when it is ready.
+
+The safetensors library writes a file from tensors that are all in memory. Here a file is larger than memory, and its
+parts arrive expert by expert, so that the (simple) format is written directly.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moesaic.checkpoint.shards import DTYPE_NAMES
+from moesaic.errors import StorageFull
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that is going to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def split_into_shards(groups: list[list[TensorSpec]], shard_bytes: int) -> list[list[TensorSpec]]:
+    """Spread groups of tensors (a layer each, kept together) over files of at most `shard_bytes` where possible."""
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for group in groups:
+        size = sum(spec.size for spec in group)
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].extend(group)
+        filled += size
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    """File names in the Hugging Face convention."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+class ShardFile:
+    """One safetensors file of known contents, filled in any order.
+
+    uint8 tensors come first: packed blobs are multiples of 64 bytes long, so that all of them are aligned when the
+    data section is.
+    """
+
+    def __init__(self, path: Path, specs: list[TensorSpec]) -> None:
+        """Lay down the header and the size; an existing file of that size keeps its data.
+
+        Raises:
+            StorageFull: no room for the file.
+        """
+        self.path = path
+        ordered = sorted(specs, key=lambda spec: spec.dtype != torch.uint8)  # stable
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._places: dict[str, tuple[int, TensorSpec]] = {}
+        offset = 0
+        for spec in ordered:
+            entry = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape)}
+            header[spec.name] = {**entry, "data_offsets": [offset, offset + spec.size]}
+            self._places[spec.name] = (offset, spec)
+            offset += spec.size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        self._base = 8 + len(text)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.fresh = os.fstat(self._file).st_size != self._base + offset
+            if self.fresh:
+                os.ftruncate(self._file, 0)
+                _allocate(self._file, self._base + offset)
+            self._put(0, len(text).to_bytes(8, "little") + text)
+        except OSError as error:
+            os.close(self._file)
+            raise storage_error(error, path) from error
+
+    def write(self, name: str, data: Tensor, row: int | None = None) -> None:
+        """Write a tensor; with `row`, one index of its first dimension, or several from that one on.
+
+        Raises:
+            ValueError: another shape or dtype than announced.
+            StorageFull: no room.
+        """
+        offset, spec = self._places[name]
+        allowed = [spec.shape] if row is None else [spec.shape[1:], (*data.shape[:1], *spec.shape[1:])]
+        if tuple(data.shape) not in allowed or data.dtype != spec.dtype:
+            raise ValueError(f"{name}: announced {spec.dtype} {spec.shape}, got {data.dtype} {tuple(data.shape)}")
+        raw = data.contiguous().view(-1).view(torch.uint8).numpy()
+        if row:
+            offset += row * (spec.size // spec.shape[0])
+        try:
+            self._put(self._base + offset, raw.data)
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _put(self, offset: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._file, view[done:], offset + done)
+
+
+def _allocate(file: int, size: int) -> None:
+    """Reserve the room now, so that a full disk is noticed before hours of work."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(file, size)
+
+
+def storage_error(error: OSError, path: Path) -> Exception:
+    """What to raise for a failed write: `StorageFull` when the disk is full, else the error itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFull(f"{path}: no room left on the disk; free some and run the same command again to go on")
+    return error

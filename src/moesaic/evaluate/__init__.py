@@ -1,0 +1,1 @@
+"""Measures of a model, packed or not."""

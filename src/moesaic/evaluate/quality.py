@@ -1,0 +1,152 @@
+"""Perplexity, and how far a model's next-token distributions are from the full-precision model's.
+
+Encoder-decoder models read the first half of each window and are scored on the second half.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from moesaic.errors import CorruptFile
+from moesaic.progress import SILENT, Progress
+from moesaic.text import Window
+
+_ROWS = 256  # token positions whose distributions are compared at a time
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over tokens, with a 95 % interval from the spread between windows.
+
+    Attributes:
+        value: the mean.
+        low, high: the interval; equal to `value` when there is only one window.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def mapped(self, function: Callable[[float], float]) -> Mean:
+        """The same for an increasing function of the mean, such as `exp` for perplexity."""
+        return Mean(function(self.value), function(self.low), function(self.high))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What `measure_quality` found.
+
+    Attributes:
+        tokens: number of scored tokens.
+        windows: number of windows.
+        perplexity: `exp` of the mean negative log likelihood of a token.
+        perplexity_reference: the reference model's, None without one.
+        kl: mean `KL(reference || model)` of next-token distributions, in nats; None without a reference.
+        top1_agreement: share of tokens for which both models rank the same token first; None without a reference.
+    """
+
+    tokens: int
+    windows: int
+    perplexity: Mean
+    perplexity_reference: Mean | None
+    kl: Mean | None
+    top1_agreement: Mean | None
+
+
+def measure_quality(
+    model: PreTrainedModel,
+    windows: list[Window],
+    *,
+    reference: PreTrainedModel | None = None,
+    progress: Progress = SILENT,
+) -> Quality:
+    """Score every window with the model, and with the reference if there is one.
+
+    Args:
+        model: causal or encoder-decoder language model.
+        windows: what to read.
+        reference: a model of the same vocabulary.
+        progress: told of every scored token.
+
+    Raises:
+        CorruptFile: the two models have different vocabularies.
+    """
+    counts, nll, reference_nll, kl, agree = [], [], [], [], []
+    progress.start("evaluate", sum(window.scored for window in windows))
+    for window in windows:
+        logits, targets = scored_logits(model, window)
+        counts.append(len(targets))
+        nll.append(_nll(logits, targets))
+        if reference is not None:
+            wanted, _ = scored_logits(reference, window)
+            if wanted.shape != logits.shape:
+                raise CorruptFile(
+                    f"the models have different vocabularies ({logits.shape[-1]} and {wanted.shape[-1]} entries)"
+                )
+            reference_nll.append(_nll(wanted, targets))
+            kl.append(_divergence(wanted, logits))
+            agree.append(float((wanted.argmax(-1) == logits.argmax(-1)).sum()))
+        progress.advance(window.scored)
+    with_reference = reference is not None
+    return Quality(
+        tokens=sum(counts),
+        windows=len(counts),
+        perplexity=mean_with_interval(nll, counts).mapped(math.exp),
+        perplexity_reference=mean_with_interval(reference_nll, counts).mapped(math.exp) if with_reference else None,
+        kl=mean_with_interval(kl, counts) if with_reference else None,
+        top1_agreement=mean_with_interval(agree, counts) if with_reference else None,
+    )
+
+
+@torch.inference_mode()
+def scored_logits(model: PreTrainedModel, window: Window) -> tuple[Tensor, Tensor]:
+    """Logits for the scored tokens of a window, and these tokens: `[scored, vocabulary]`, `[scored]`."""
+    tokens = torch.tensor([window.tokens], device=model.device)
+    if model.config.is_encoder_decoder:
+        half = max(1, tokens.shape[1] // 2)
+        labels = tokens[:, half:]
+        start = labels.new_full((1, 1), int(model.config.decoder_start_token_id or 0))
+        decoder = torch.cat([start, labels[:, :-1]], dim=1)
+        logits = model(input_ids=tokens[:, :half], decoder_input_ids=decoder, use_cache=False).logits
+        return logits[0].float(), labels[0]
+    logits = model(input_ids=tokens, use_cache=False).logits[0]
+    return logits[-window.scored - 1 : -1].float(), tokens[0, -window.scored :]
+
+
+def mean_with_interval(sums: list[float], counts: list[int]) -> Mean:
+    """Mean over tokens and its 95 % interval, windows being the independent samples (ratio estimator).
+
+    Args:
+        sums: of the measure over the tokens of each window.
+        counts: tokens of each window.
+    """
+    total = sum(counts)
+    mean = sum(sums) / total
+    number = len(sums)
+    if number < 2:
+        return Mean(mean, mean, mean)
+    residuals = (each - mean * count for each, count in zip(sums, counts, strict=True))
+    variance = sum(residual**2 for residual in residuals) * number / (number - 1) / total**2
+    half = 1.96 * math.sqrt(variance)
+    return Mean(mean, mean - half, mean + half)
+
+
+def _nll(logits: Tensor, targets: Tensor) -> float:
+    return float(functional.cross_entropy(logits, targets, reduction="sum"))
+
+
+def _divergence(wanted: Tensor, found: Tensor) -> float:
+    """Sum over positions of `KL(wanted || found)` from logits `[positions, vocabulary]`."""
+    total = 0.0
+    for start in range(0, len(wanted), _ROWS):
+        log_p = wanted[start : start + _ROWS].log_softmax(-1)
+        log_q = found[start : start + _ROWS].log_softmax(-1)
+        total += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
+    return total

@@ -1,0 +1,1 @@
+"""The packed format: bits, layout, files."""

@@ -1,0 +1,14 @@
+"""Quantizers: `(weight, bits, second moment or None) -> QuantizedWeight`. One a file, pure tensor arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moesaic.quantize._protocol import Quantizer as Quantizer
+from moesaic.quantize.hqq import HQQ as HQQ
+from moesaic.quantize.rtn import RTN as RTN
+
+QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
+    "rtn": RTN,
+    "hqq": HQQ,
+}

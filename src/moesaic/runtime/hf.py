@@ -1,0 +1,215 @@
+"""Loading packed models with transformers: the only file that touches its loading.
+
+Importing this file registers the quantization method `moesaic`, after which `AutoModel….from_pretrained` opens packed
+folders. Modules are replaced before the weights are loaded; the weights stay the memory-mapped bytes of the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from moesaic.errors import CorruptFile, NotACheckpoint
+from moesaic.families import MoeLayer, find_moe_layers
+from moesaic.packing.job import MANIFEST
+from moesaic.packing.layout import FORMAT_VERSION, MatrixLayout
+from moesaic.packing.manifest import read_manifest
+from moesaic.packing.names import entry_layouts, marker_tensor
+from moesaic.records import LayerBits
+from moesaic.runtime.experts import PackedExperts
+from moesaic.runtime.linear import PackedLinear
+
+METHOD = "moesaic"
+
+
+@register_quantization_config(METHOD)
+class MoesaicConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """The `quantization_config` of a packed model; `docs/format.md` says what its keys mean."""
+
+    def __init__(
+        self,
+        *,
+        format_version: int = FORMAT_VERSION,
+        group_size: int = 64,
+        symmetric: bool = False,
+        experts: Mapping[str, Mapping[str, str]] | None = None,
+        linears: Mapping[str, Any] | None = None,
+        modules_to_not_convert: list[str] | None = None,
+        quant_method: str = METHOD,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise CorruptFile(f"quantization_config has unknown keys {sorted(unknown)}; use the moesaic that wrote it")
+        if format_version != FORMAT_VERSION:
+            raise CorruptFile(
+                f"quantization_config: format_version is {format_version}, this moesaic reads {FORMAT_VERSION}"
+            )
+        self.quant_method = quant_method
+        self.format_version = format_version
+        self.group_size = group_size
+        self.symmetric = symmetric
+        self.experts = {name: dict(widths) for name, widths in (experts or {}).items()}
+        self.linears = dict(linears or {"bits": 16, "modules": []})
+        self.modules_to_not_convert = list(modules_to_not_convert or [])
+
+    def layer_bits(self, name: str) -> LayerBits:
+        """The widths of one expert layer."""
+        widths = self.experts[name]
+        return LayerBits(*(tuple(int(width) for width in widths[entry].split()) for entry in ("gate_up", "down")))
+
+
+@register_quantizer(METHOD)
+class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts packed modules into the model that transformers is about to fill."""
+
+    requires_calibration = True
+    quantization_config: MoesaicConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        dtype = kwargs.get("dtype") or model.dtype
+        config = self.quantization_config
+        if config.experts:
+            layers = {layer.name: layer for layer in find_moe_layers(model, model.config.model_type)}
+            for name in config.experts:
+                if name not in layers:
+                    raise CorruptFile(f"quantization_config names {name}, which the model does not have")
+                _replace_experts(model, layers[name], config, dtype)
+        for name in config.linears["modules"]:
+            _replace_linear(model, name, config, dtype)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        """Packed models use the names of the modules, so that nothing is left to convert."""
+        return []
+
+    def is_serializable(self) -> bool:
+        """Packed models are files already; copy the folder."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed weights have no gradients."""
+        return False
+
+
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Open a packed model, ready to generate.
+
+    The packed bytes stay in the memory-mapped files; nothing is dequantized.
+
+    Args:
+        folder: written by `moesaic compress`.
+        dtype: of activations and of what is not packed; "auto" is the source's own.
+        device: where to put the model.
+        trust_remote_code: run Python code of the folder, as transformers does with the flag of that name.
+
+    Raises:
+        NotACheckpoint: no packed folder there.
+        CorruptFile: a damaged one, or one of another format version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotACheckpoint(f"{folder}: no such folder")
+    read_manifest(folder)
+    return open_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def open_any(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Open a packed folder or an ordinary checkpoint, for commands that take both.
+
+    Raises:
+        NotACheckpoint: neither.
+        CorruptFile: damaged.
+    """
+    if (folder / MANIFEST).is_file():
+        return load(folder, trust_remote_code=trust_remote_code)
+    if not (folder / "config.json").is_file():
+        raise NotACheckpoint(f"{folder}: neither a packed folder ({MANIFEST}) nor a checkpoint (config.json)")
+    return open_model(folder, trust_remote_code=trust_remote_code)
+
+
+def open_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        NotACheckpoint: the folder has none.
+    """
+    if not (folder / "config.json").is_file():
+        raise NotACheckpoint(f"{folder}: neither a packed folder ({MANIFEST}) nor a checkpoint (config.json)")
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:200]
+        raise NotACheckpoint(f"{folder}: no usable tokenizer: {reason}") from None
+
+
+def open_model(
+    folder: Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Open a folder with transformers, packed or not, quietly, and fail where it would fill in random weights.
+
+    Raises:
+        CorruptFile: tensors are missing or have the wrong shape.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    names = getattr(config, "architectures", None) or []
+    found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    remote = {"trust_remote_code": True} if trust_remote_code and found is None else {}
+    try:
+        model, info = (found or auto).from_pretrained(folder, dtype=dtype, output_loading_info=True, **remote)
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:400]
+        raise CorruptFile(f"{folder}: transformers cannot load it: {reason}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CorruptFile(f"{folder}: no tensor for {missing[0]} (and {len(missing) - 1} more); copy the folder again")
+    return model.to(device).eval()
+
+
+def _replace_experts(model: PreTrainedModel, layer: MoeLayer, config: MoesaicConfig, dtype: torch.dtype) -> None:
+    original = model.get_submodule(layer.name)
+    layouts = entry_layouts(layer, config.layer_bits(layer.name), config.group_size, config.symmetric)
+    packed = PackedExperts(layer, layouts, original, dtype)
+    for parameters in [module._parameters for module in original.modules()]:
+        parameters.clear()
+    _put(model, layer.name, packed)
+    # the marker makes programs without moesaic stop; here it is expected
+    ignored = model._keys_to_ignore_on_load_unexpected or set()
+    model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(marker_tensor(layer))}
+
+
+def _replace_linear(model: PreTrainedModel, name: str, config: MoesaicConfig, dtype: torch.dtype) -> None:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise CorruptFile(f"quantization_config names {name}, which the model does not have") from None
+    if not isinstance(module, nn.Linear):
+        raise CorruptFile(f"quantization_config names {name}, which is a {type(module).__name__}, not a linear layer")
+    rows, columns = module.weight.shape
+    layout = MatrixLayout(rows, columns, config.linears["bits"], config.group_size, config.symmetric)
+    _put(model, name, PackedLinear(layout, bias_dtype=None if module.bias is None else dtype))
+
+
+def _put(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    """Replace a submodule.
+
+    Some architectures initialise the weights of a module's children by name, which packed children do not have;
+    nothing in the parent needs it, since a parameter missing from the files is an error.
+    """
+    model.set_submodule(name, module)
+    model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
