@@ -44,7 +44,7 @@ class CompressOptions:
     plan: Path | None = None
     quantizer: str = "rtn"
     group_size: int = 64
-    symmetric: bool = False
+    symmetric: bool = True
     other_bits: int = 4
     initial: Path | None = None
     seed: int = 0
@@ -78,22 +78,28 @@ class CompressOptions:
         made = look_up(self.quantizer, QUANTIZERS, kind="quantizer", group="quantizers")
         return made(group_size=self.group_size, symmetric=self.symmetric)
 
-    def make_allocator(self) -> Allocator:
+    def make_allocator(self, **knobs: Any) -> Allocator:
         """The allocator of that name with those levels.
+
+        Args:
+            knobs: other fields of that allocator, such as `form="paper"` for `pmq`.
 
         Raises:
             UnknownName: with the nearest.
-            UsageError: levels that it cannot use.
+            UsageError: levels or a knob that it cannot use.
         """
-        if self.allocator is None and self.levels is None:
+        if self.allocator is None and self.levels is None and not knobs:
             return default_allocator(self.budget)
         by_count = {2: "two_level", 3: "three_level"}
         name = self.allocator or by_count.get(len(self.levels or ()), "three_level")
         made = look_up(name, ALLOCATORS, kind="allocator", group="allocators")
+        known = {field.name for field in dataclasses.fields(made)} if dataclasses.is_dataclass(made) else set(knobs)
+        if not set(knobs) <= known:
+            raise UsageError(f"{min(set(knobs) - known)} means nothing to the allocator {name}")
         try:
-            return made(levels=self.levels) if self.levels else made()
+            return made(levels=self.levels, **knobs) if self.levels else made(**knobs)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"--levels {self.levels}: {error}") from None
+            raise UsageError(f"--levels {self.levels}: {error}" if self.levels else f"{name}: {error}") from None
 
     def make_scorer(self) -> Scorer:
         """The scoring rule of that name, its knobs set where it has them.

@@ -9,19 +9,20 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from moesaic.allocate import Uniform, needs_costs
 from moesaic.checkpoint.companions import copy_companions
 from moesaic.checkpoint.locate import locate
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.checkpoint.weights import CheckpointWeights, InitialRouters
 from moesaic.checkpoint.writer import split_into_shards, storage_error
-from moesaic.errors import NotACheckpoint, UsageError
+from moesaic.errors import CorruptFile, NotACheckpoint, UsageError
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
 from moesaic.packing.job import MANIFEST, PackingJob, check_target
 from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
 from moesaic.progress import SILENT, Progress
-from moesaic.records import STORED_WIDTH, BitPlan, Scores, read_json, write_json
+from moesaic.records import BitPlan, Scores, read_json, write_json
 
 
 def compress(
@@ -61,7 +62,7 @@ def compress(
     scores, plan = make_plan(checkpoint, options)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
     shards = split_into_shards([specs for _, specs in build.units()], options.shard_bytes)
-    job = PackingJob(target, shards, _identity(checkpoint, plan, options), restart=overwrite)
+    job = PackingJob(target, shards, _identity(checkpoint, plan, options), overwrite=overwrite)
     try:
         build.run(job, progress)
         job.close_files()
@@ -73,6 +74,9 @@ def compress(
     except OSError as error:
         job.abandon()
         raise storage_error(error, job.work) from error
+    except CorruptFile:
+        job.abandon(keep=False)  # the source has to change, and then this work is of no use
+        raise
     except BaseException:
         job.abandon()
         raise
@@ -87,14 +91,19 @@ def make_plan(checkpoint: Checkpoint, options: CompressOptions) -> tuple[Scores 
 
     Raises:
         InvalidPlan, BudgetInfeasible, UnknownName: as the stages say.
+        UsageError: an allocator that needs costs.
     """
     shapes = [layer.shape for layer in checkpoint.layers]
     if options.plan is not None:
         scores, plan = None, BitPlan.from_json(read_json(options.plan))
     else:
         allocator = options.make_allocator()  # before the rule reads weights: names are checked first
-        needed = options.allocator != "uniform" and options.bits != STORED_WIDTH
-        scores = score(checkpoint, options) if needed else None
+        if needs_costs(allocator):
+            raise UsageError(
+                f"--allocator {options.allocator} needs costs and not scores: make a plan with "
+                "`moesaic allocate COSTS.json` and give it with --plan"
+            )
+        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options)
         plan = allocator(shapes, options.budget, scores)
     plan.check(shapes)
     return scores, plan

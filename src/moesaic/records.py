@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moesaic.costs import CostTable as CostTable  # noqa: PLC0414  # a noun like the others
 from moesaic.errors import BudgetInfeasible, CorruptFile, InvalidPlan
 
 PACKED_WIDTHS = (1, 2, 3, 4, 8)
@@ -104,7 +105,7 @@ class QuantizedWeight:
         """The zero points in units of codes. `[rows, groups]` float32"""
         top = 2**self.bits - 1
         if self.zero_codes is None:
-            return torch.full(self.scale_codes.shape, top / 2)
+            return torch.full(self.scale_codes.shape, top / 2, device=self.scale_codes.device)
         return self.zero_codes.float() * (top / 255)
 
     def dequantize(self) -> Tensor:
@@ -158,7 +159,10 @@ class Scores:
         """
         if data.get("format") != "moesaic-scores/1" or not isinstance(data.get("layers"), dict):
             raise CorruptFile(f"not a scores file: its \"format\" is {data.get('format')!r}, not 'moesaic-scores/1'")
-        layers = {layer: tuple(float(v) for v in values) for layer, values in data["layers"].items()}
+        try:
+            layers = {layer: tuple(float(v) for v in values) for layer, values in data["layers"].items()}
+        except (TypeError, ValueError):
+            raise CorruptFile("scores file: a layer's scores are not a list of numbers") from None
         return cls(rule=str(data.get("rule", "?")), layers=layers, details=data.get("details", {}))
 
 
@@ -286,7 +290,8 @@ class BitPlan:
         if data.get("format") != "moesaic-plan/1" or not isinstance(data.get("layers"), dict):
             raise InvalidPlan(f"not a plan file: its \"format\" is {data.get('format')!r}, not 'moesaic-plan/1'")
         requested = data.get("requested_bits")
-        if requested is not None and not isinstance(requested, int | float):
+        number = isinstance(requested, int | float) and not isinstance(requested, bool)
+        if requested is not None and not (number and math.isfinite(requested)):
             raise InvalidPlan(f'plan: "requested_bits" is {requested!r}; give a number or null')
         layers = {name: _layer_bits(name, value) for name, value in data["layers"].items()}
         return cls(method=str(data.get("method", "by hand")), requested_bits=requested, layers=layers)
@@ -305,7 +310,10 @@ def _layer_bits(name: str, value: Any) -> LayerBits:
 def _widths(name: str, value: Any) -> tuple[int, ...]:
     parts = value.split() if isinstance(value, str) else value
     try:
-        return tuple(int(part) for part in parts)
+        widths = tuple(int(part) for part in parts)
+        if any(isinstance(part, float | bool) for part in parts):
+            raise ValueError
+        return widths
     except (TypeError, ValueError):
         raise InvalidPlan(f"plan, {name}: {value!r} is not a line of widths such as '3 2 2 1'") from None
 
@@ -349,7 +357,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CorruptFile(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise CorruptFile(f"{path}: holds a JSON {type(data).__name__}, not an object")

@@ -50,7 +50,11 @@ def bundled_calibration_text() -> str:
 
 
 def windows(tokens: list[int], *, length: int, stride: int, limit: int | None = None) -> list[Window]:
-    """Cut tokens into overlapping windows so that each token is scored once, with as much context as there is room for.
+    """Cut tokens into windows so that no token is scored twice, and each has as much context as there is room for.
+
+    With a stride below the length, every token but the first of the text is scored exactly once. With a stride equal
+    to the length (the convention of the papers) windows do not overlap, and the first token of each, which has no
+    context there, is not scored.
 
     Args:
         tokens: the whole text.

@@ -1,10 +1,14 @@
-"""Allocators: importance and a budget in, a bit plan out. One a file, one line here."""
+"""Allocators: importance or costs and a budget in, a bit plan out. One a file, one line here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from moesaic.allocate._protocol import Allocator as Allocator
+from moesaic.allocate._protocol import Importance as Importance
+from moesaic.allocate._protocol import needs_costs as needs_costs
+from moesaic.allocate.global_milp import GlobalMilp as GlobalMilp
+from moesaic.allocate.pmq import Pmq as Pmq
 from moesaic.allocate.three_level import ThreeLevel as ThreeLevel
 from moesaic.allocate.two_level import TwoLevel as TwoLevel
 from moesaic.allocate.uniform import Uniform as Uniform
@@ -15,6 +19,8 @@ ALLOCATORS: dict[str, Callable[..., Allocator]] = {
     "uniform": Uniform,
     "two_level": TwoLevel,
     "three_level": ThreeLevel,
+    "pmq": Pmq,
+    "global": GlobalMilp,
 }
 
 

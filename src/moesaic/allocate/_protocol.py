@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from moesaic.records import BitPlan, Budget, LayerShape, Scores
+from moesaic.records import BitPlan, Budget, CostTable, LayerShape, Scores
+
+Importance = Scores | CostTable | None
 
 
 class Allocator(Protocol):
-    """Turns importance and a budget into a plan that never exceeds the budget."""
+    """Turns importance and a budget into a plan that never exceeds the budget.
 
-    def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Scores | None) -> BitPlan:
+    An allocator that needs costs has the class attribute `needs_costs = True`; the others rank by scores.
+    """
+
+    def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Importance) -> BitPlan:
         """Allocate.
 
         Args:
             shapes: the model's MoE layers.
             budget: average code bits.
-            scores: importance of every expert; None for allocators that treat all alike.
+            scores: importance of every expert, or what every expert costs at every width, whichever of the two the
+                allocator needs; None for allocators that treat all alike.
 
         Raises:
             BudgetInfeasible: with the reachable interval.
+            UsageError: scores where costs are needed, or costs where scores are needed.
+            InvalidPlan: scores or costs of another model.
         """
         ...
+
+
+def needs_costs(allocator: Allocator) -> bool:
+    """Whether the allocator weighs costs, and not scores."""
+    return bool(getattr(allocator, "needs_costs", False))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from moesaic.errors import BudgetInfeasible, InvalidPlan
-from moesaic.records import BitPlan, Budget, LayerBits, LayerShape, Scores
+from moesaic.allocate._protocol import Importance
+from moesaic.errors import BudgetInfeasible, InvalidPlan, UsageError
+from moesaic.records import BitPlan, Budget, CostTable, LayerBits, LayerShape
 
 Counts = dict[int, int]  # width -> number of experts
 
@@ -45,7 +46,7 @@ def two_level_counts(experts: int, budget: Budget, low: int, high: int) -> Count
 def plan_by_rank(
     shapes: list[LayerShape],
     budget: Budget,
-    scores: Scores | None,
+    scores: Importance,
     *,
     method: str,
     counts: Callable[[int], Counts],
@@ -58,7 +59,16 @@ def plan_by_rank(
         scores: importance; None only where all experts get one width.
         method: the allocator's name.
         counts: number of experts of a layer -> how many of them get each width.
+
+    Raises:
+        UsageError: costs in the place of scores.
+        InvalidPlan: scores of another model.
     """
+    if isinstance(scores, CostTable):
+        raise UsageError(
+            f"{method} ranks experts and needs scores (`moesaic score`), but was given costs ({scores.rule}); "
+            "the allocators for costs are pmq and global"
+        )
     layers = {}
     for shape in shapes:
         values = scores.layers.get(shape.name, ()) if scores else (0.0,) * shape.experts

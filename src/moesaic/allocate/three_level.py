@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moesaic.allocate._protocol import Importance
 from moesaic.allocate.ranks import Counts, affordable_bits, check_reachable, plan_by_rank, two_level_counts
-from moesaic.records import WIDTHS, BitPlan, Budget, LayerShape, Scores
+from moesaic.records import WIDTHS, BitPlan, Budget, LayerShape
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ThreeLevel:
                 f"three_level needs three ascending, equally spaced widths out of {WIDTHS}, got {self.levels}"
             )
 
-    def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Scores | None) -> BitPlan:
+    def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Importance) -> BitPlan:
         """Allocate; see `Allocator`."""
         low, middle, high = self.levels
         check_reachable(budget, low, high, levels=self.levels)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moesaic.allocate._protocol import Importance
 from moesaic.allocate.ranks import check_reachable, plan_by_rank, two_level_counts
-from moesaic.records import WIDTHS, BitPlan, Budget, LayerShape, Scores
+from moesaic.records import WIDTHS, BitPlan, Budget, LayerShape
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TwoLevel:
         if len(self.levels) != 2 or self.levels[0] >= self.levels[1] or not set(self.levels) <= set(WIDTHS):
             raise ValueError(f"two_level needs two ascending widths out of {WIDTHS}, got {self.levels}")
 
-    def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Scores | None) -> BitPlan:
+    def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Importance) -> BitPlan:
         """Allocate; see `Allocator`."""
         low, high = self.levels
         check_reachable(budget, low, high, levels=self.levels)

@@ -8,6 +8,7 @@ split into canonical `[out, in]` matrices. So no list of tensor names per archit
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -92,8 +93,7 @@ class Checkpoint:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         checkpoint = cls(folder, config, model, layers, linears, stored, sources, shapes)
         checkpoint._check_complete()
-        for layer in layers:
-            checkpoint._check_layer(layer)
+        checkpoint._check_shapes()
         return checkpoint
 
     @property
@@ -216,7 +216,12 @@ class Checkpoint:
 
     def _check_complete(self) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        missing = [name for name in self.shapes if name not in self.sources and name not in tied]
+        optional = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
+        missing = [
+            name
+            for name in self.shapes
+            if name not in self.sources and name not in tied and not any(each.search(name) for each in optional)
+        ]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise CorruptFile(
@@ -224,55 +229,61 @@ class Checkpoint:
                 f"{self.config.model_type}"
             )
 
-    def _check_layer(self, layer: MoeLayer) -> None:
-        """Make sure from the headers that every expert's tensors are there and of the right shape."""
-        for name in (*layer.parameters(), layer.router):
-            source = self.sources[name]
+    def _check_shapes(self) -> None:
+        """Make sure from the headers that every tensor has the shape that the architecture asks for."""
+        experts = {name: layer.experts for layer in self.layers for name in layer.fused_parameters}
+        for name, source in self.sources.items():
             for names in source.tensors.values():
-                first = self.stored[names[0]]
-                for other in names:
-                    if self.stored[other].shape != first.shape or self.stored[other].dtype != first.dtype:
-                        raise CorruptFile(
-                            f"{self.stored[other].path}: tensor {other} has shape {self.stored[other].shape} and dtype "
-                            f"{self.stored[other].dtype}, but {first.name} has {first.shape} and {first.dtype}"
-                        )
-            self._check_shape(layer, name, source)
+                self._check_alike([self.stored[each] for each in names])
+            found = self._made_shape(name, source, experts.get(name))
+            if found != self.shapes[name]:
+                first = self.stored[next(iter(source.tensors.values()))[0]]
+                raise CorruptFile(
+                    f"{first.path}: tensor {first.name} has shape {first.shape}, which makes {name} {found}, but "
+                    f"config.json asks for {self.shapes[name]}; config.json and weights do not belong together"
+                )
 
-    def _check_shape(self, layer: MoeLayer, name: str, source: Source) -> None:
-        wanted = self.shapes[name]
-        per_expert = source.converter is not None and name in layer.fused_parameters
+    def _check_alike(self, tensors: list[StoredTensor]) -> None:
+        first = tensors[0]
+        for other in tensors:
+            if other.shape != first.shape or other.dtype != first.dtype:
+                raise CorruptFile(
+                    f"{other.path}: tensor {other.name} has shape {other.shape} and dtype {other.dtype}, but "
+                    f"{first.name} has {first.shape} and {first.dtype}; download the file again"
+                )
+
+    def _made_shape(self, name: str, source: Source, experts: int | None) -> tuple[int, ...]:
+        """The shape that a source's tensors combine to, worked out without reading them.
+
+        Args:
+            name: the parameter.
+            source: what it is made of.
+            experts: number of experts if it is a routed experts' parameter: then one stands for all.
+        """
+        if source.converter is None:
+            ((only,),) = source.tensors.values()
+            return self.stored[only].shape
         counts = {len(names) for names in source.tensors.values()}
-        if per_expert and counts not in ({layer.experts}, {1}):
+        merged = experts is not None and counts != {1}
+        if merged and counts != {experts}:
             some = next(iter(source.tensors.values()))[0]
             raise CorruptFile(
-                f"{self.folder}: {sorted(counts)} experts like {some}, the configuration says {layer.experts}"
+                f"{self.folder}: {sorted(counts)} tensors like {some}, config.json says {experts} experts"
             )
         metas = {
-            pattern: [
-                torch.empty(self.stored[key].shape, dtype=self.stored[key].dtype, device="meta")
-                for key in (names[:1] if per_expert else names)
-            ]
+            pattern: [_meta(self.stored[each]) for each in (names[:1] if merged else names)]
             for pattern, names in source.tensors.items()
         }
-        path = self.stored[next(iter(source.tensors.values()))[0]].path
         try:
-            if source.converter is None:
-                found = tuple(next(iter(metas.values()))[0].shape)
-            else:
-                found = tuple(self._convert(name, source, metas)[name].shape)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModel(
-                f"{path}: the tensors of {name} do not combine as transformers expects: {reason}"
-            ) from None
-        if per_expert and counts == {layer.experts}:
-            found = (layer.experts, *found[1:])
-        if found != wanted:
-            first = self.stored[next(iter(source.tensors.values()))[0]]
-            raise CorruptFile(
-                f"{path}: {name} (from {first.name}, shape {first.shape}) has shape {found}, the configuration asks "
-                f"for {wanted}; config.json and weights do not belong together"
-            )
+            shape = tuple(self._convert(name, source, metas)[name].shape)
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UnsupportedModel(f"{self.folder}: the tensors of {name} do not combine: {reason}") from None
+        return (experts, *shape[1:]) if merged and experts is not None else shape
+
+
+def _meta(stored: StoredTensor) -> Tensor:
+    return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
 
 
 def split_fused(layer: MoeLayer, fused: dict[str, Tensor]) -> ExpertWeights:
@@ -344,8 +355,7 @@ def _with_all_targets(
         converter = deepcopy(source.converter)
         for pattern, names in source.tensors.items():
             for name in names:
-                meta = torch.empty(stored[name].shape, dtype=stored[name].dtype, device="meta")
-                converter.add_tensor(target, name, pattern, meta)
+                converter.add_tensor(target, name, pattern, _meta(stored[name]))
         targets = tuple(converter.convert(target, model=model, config=model.config))
         for each in targets:
             complete[each] = Source(targets, source.converter, source.tensors)

@@ -64,7 +64,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise CorruptFile(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CorruptFile(f"{path}: its header is not valid JSON; download it again") from None
     if not isinstance(header, dict):
         raise CorruptFile(f"{path}: its header is not a JSON object; download it again")
@@ -81,7 +81,7 @@ def _stored(path: Path, name: str, entry: object, base: int, size: int) -> Store
         raise CorruptFile(f"{path}: the header entry of {name} is malformed; download the file again") from None
     if not all(isinstance(number, int) and number >= 0 for number in sizes):
         raise CorruptFile(f"{path}: the header entry of {name} has a negative or non-integer size")
-    if dtype_name not in DTYPES:
+    if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
         raise CorruptFile(f"{path}: tensor {name} has dtype {dtype_name}, known are {', '.join(DTYPES)}")
     needed = math.prod(shape) * DTYPES[dtype_name].itemsize
     if end - begin != needed:

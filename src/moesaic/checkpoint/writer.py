@@ -105,6 +105,10 @@ class ShardFile:
         allowed = [spec.shape] if row is None else [spec.shape[1:], (*data.shape[:1], *spec.shape[1:])]
         if tuple(data.shape) not in allowed or data.dtype != spec.dtype:
             raise ValueError(f"{name}: announced {spec.dtype} {spec.shape}, got {data.dtype} {tuple(data.shape)}")
+        if row is not None:
+            rows = data.shape[0] if data.dim() == len(spec.shape) else 1
+            if not 0 <= row <= row + rows <= spec.shape[0]:
+                raise ValueError(f"{name}: announced {spec.shape[0]} rows, got {row} to {row + rows - 1}")
         raw = data.contiguous().view(-1).view(torch.uint8).numpy()
         if row:
             offset += row * (spec.size // spec.shape[0])

@@ -4,36 +4,79 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moesaic.cli import parameters as p
 
+if TYPE_CHECKING:
+    from moesaic.records import CostTable, LayerShape, Scores
+
 
 def command(
-    scores: Annotated[Path, typer.Argument(metavar="SCORES.json", help="Written by `moesaic score`.")],
-    model: Annotated[str, typer.Option("--model", help="The checkpoint that the scores are of.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Scores (`moesaic score`) or costs, JSON.")],
     bits: Annotated[float, typer.Option(help="Average code bits of an expert's weight.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The checkpoint that they are of.  [default: needed for scores only]")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Plan file to write.  [default: print]")] = None,
-    allocator: p.AllocatorName = None,
+    allocator: p.Method = None,
     levels: p.Levels = None,
+    at_least: p.AtLeast = None,
+    form: p.Form = None,
+    solver: p.Solver = None,
     trust_remote_code: p.TrustRemoteCode = False,
 ) -> None:
-    """Turn scores and a budget into a bit plan, which can be edited and given to `compress --plan`."""
-    from moesaic.checkpoint.locate import locate
-    from moesaic.checkpoint.reader import Checkpoint
-    from moesaic.cli.console import quiet_libraries
+    """Turn scores or costs and a budget into a bit plan, which can be edited and given to `compress --plan`."""
+    from moesaic.allocate.choices import shapes_of
+    from moesaic.cli.console import note
+    from moesaic.errors import UsageError
     from moesaic.options import CompressOptions
-    from moesaic.records import Scores, read_json, write_json
+    from moesaic.records import CostTable, write_json
 
-    options = CompressOptions(bits=bits, allocator=allocator, levels=p.parse_levels(levels))
-    made = options.make_allocator()
-    quiet_libraries()
-    checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
-    shapes = [layer.shape for layer in checkpoint.layers]
-    plan = made(shapes, options.budget, Scores.from_json(read_json(scores)))
+    given = _read(file)
+    name = allocator or ("global" if isinstance(given, CostTable) else None)
+    options = CompressOptions(bits=bits, allocator=name, levels=p.parse_levels(levels))
+    knobs = {"at_least_one": p.parse_at_least(at_least), "form": form, "solver": solver}
+    made = options.make_allocator(**{knob: value for knob, value in knobs.items() if value is not None})
+    if model is not None:
+        shapes = _shapes_of_model(model, trust_remote_code=trust_remote_code)
+    elif isinstance(given, CostTable):
+        shapes = shapes_of(given)
+    else:
+        raise UsageError(f"{file} holds scores: give their checkpoint with --model")
+    plan = made(shapes, options.budget, given)
+    if isinstance(given, CostTable):
+        note(f"{plan.method}: {plan.reached_bits(shapes):.6g} bits")
     if out is not None:
         write_json(out, plan.to_json(shapes))
     else:
         print(json.dumps(plan.to_json(shapes), indent=2))
+
+
+def _shapes_of_model(model: str, *, trust_remote_code: bool) -> list[LayerShape]:
+    """The MoE layers of a checkpoint."""
+    from moesaic.checkpoint.locate import locate
+    from moesaic.checkpoint.reader import Checkpoint
+    from moesaic.cli.console import quiet_libraries
+
+    quiet_libraries()
+    checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
+    return [layer.shape for layer in checkpoint.layers]
+
+
+def _read(file: Path) -> Scores | CostTable:
+    """Scores or costs, whichever the file says it holds."""
+    from moesaic.errors import CorruptFile
+    from moesaic.records import CostTable, Scores, read_json
+
+    data = read_json(file)
+    forms: dict[str, type[Scores] | type[CostTable]] = {"moesaic-scores/1": Scores, "moesaic-costs/1": CostTable}
+    noun = forms.get(str(data.get("format")))
+    if noun is None:
+        raise CorruptFile(f'{file}: its "format" is {data.get("format")!r}, not {" or ".join(map(repr, forms))}')
+    try:
+        return noun.from_json(data)
+    except CorruptFile as error:
+        raise CorruptFile(f"{file}: {error}") from None

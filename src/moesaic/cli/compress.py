@@ -34,13 +34,16 @@ def command(
     zeta: p.Zeta = 3.0,
     single_sweep: p.SingleSweep = False,
     seed: p.Seed = 0,
-    quantizer: Annotated[str, typer.Option(help="rtn or hqq.", rich_help_panel="Rounding")] = "rtn",
+    quantizer: Annotated[
+        str, typer.Option(help="rtn (clipped), rtn-minmax or hqq.", rich_help_panel="Rounding")
+    ] = "rtn",
     group_size: Annotated[
         int, typer.Option(help="Columns that share a scale: 32, 64, 128.", rich_help_panel="Rounding")
     ] = 64,
     symmetric: Annotated[
-        bool, typer.Option("--symmetric", help="Grids without zero points.", rich_help_panel="Rounding")
-    ] = False,
+        bool,
+        typer.Option("--symmetric/--asymmetric", help="Grids without or with zero points.", rich_help_panel="Rounding"),
+    ] = True,
     shard_size: Annotated[float, typer.Option(min=0.001, help="Largest file of tensors, in GB.")] = 5.0,
     overwrite: p.Overwrite = False,
     threads: p.Threads = None,
@@ -98,7 +101,7 @@ def summarize(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "out": str(out),
         "model_type": manifest["source"]["model_type"],
         "method": manifest["plan"]["method"],
-        "router_norm": details.get("router_norm"),
+        "router_norm_form": details.get("router_norm_form"),
         "requested_bits": manifest["plan"]["requested_bits"],
         "code_bits": manifest["code_bits"],
         "stored_bpw": manifest["stored_bpw"],
@@ -113,8 +116,8 @@ def _print(summary: dict[str, Any]) -> None:
 
     asked = "" if summary["requested_bits"] is None else f" (asked for {summary['requested_bits']:g})"
     print(f"{summary['out']}: {summary['method']}")
-    if summary["router_norm"]:
-        print(f"  router norm   {summary['router_norm']}")
+    if summary["router_norm_form"]:
+        print(f"  router norm   {summary['router_norm_form']}")
     print(f"  code bits     {summary['code_bits']:.3f} a weight of the experts{asked}")
     print(f"  stored        {summary['stored_bpw']:.3f} bits a weight, scales and padding included")
     print(f"  experts       {size_text(summary['expert_bytes'])}")

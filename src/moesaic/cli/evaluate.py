@@ -33,9 +33,12 @@ def command(
     """Measure a model: perplexity, divergence from full precision, sizes, speed, memory."""
     from moesaic.checkpoint.locate import locate
     from moesaic.cli.console import Bar, quiet_libraries, set_threads
+    from moesaic.errors import UsageError
     from moesaic.evaluate.run import EvaluateOptions, evaluate, records
     from moesaic.records import write_json
 
+    if save is not None and not save.parent.is_dir():  # said now, not after hours of measuring
+        raise UsageError(f"--save {save}: no folder {save.parent}; make it first")
     quiet_libraries()
     set_threads(threads)
     options = EvaluateOptions(

@@ -26,6 +26,7 @@ def command(
     from transformers import TextStreamer
 
     from moesaic.cli.console import quiet_libraries, set_threads
+    from moesaic.errors import InvalidText, UsageError
     from moesaic.runtime.hf import open_any, open_tokenizer
 
     quiet_libraries()
@@ -34,6 +35,11 @@ def command(
     model = open_any(folder, trust_remote_code=trust_remote_code)
     tokenizer = open_tokenizer(folder, trust_remote_code=trust_remote_code)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    if not inputs["input_ids"].numel():
+        raise UsageError("--prompt holds no tokens: give at least a word to go on from")
+    largest = int(inputs["input_ids"].max())
+    if largest >= model.get_input_embeddings().num_embeddings:
+        raise InvalidText(f"{folder}: its tokenizer makes token {largest}, which the model does not have")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     streamer = None if json_ else TextStreamer(tokenizer, skip_special_tokens=True)
     with torch.inference_mode():

@@ -41,6 +41,38 @@ AllocatorName = Annotated[
         rich_help_panel="How many bits",
     ),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--allocator",
+        "--method",
+        help="With scores: uniform, two_level, three_level; with costs: pmq, global, uniform.  "
+        "[default: the paper's choice for the budget; global for costs]",
+        rich_help_panel="How many bits",
+    ),
+]
+AtLeast = Annotated[
+    str | None,
+    typer.Option(
+        help="Every layer keeps an expert of each of these widths, such as 3,2; or none.  "
+        "[default: 3,2 for pmq where the costs have them, none for global]",
+        rich_help_panel="How many bits",
+    ),
+]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        help="Exponents of pmq: released (1, 1.5, 1) or paper (1, 1, 2).  [default: released]",
+        rich_help_panel="How many bits",
+    ),
+]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        help="Solver of global: milp (exact), lagrangian (fast, says its gap) or auto.  [default: auto]",
+        rich_help_panel="How many bits",
+    ),
+]
 Levels = Annotated[
     str | None,
     typer.Option(help="Widths that the allocator may use, such as 2,3.", rich_help_panel="How many bits"),
@@ -64,3 +96,8 @@ def parse_levels(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of widths such as 2,3") from None
+
+
+def parse_at_least(text: str | None) -> tuple[int, ...] | None:
+    """`"3,2"` -> `(3, 2)`, `"none"` -> `()`"""
+    return () if text == "none" else parse_levels(text)

@@ -1,12 +1,13 @@
 """Perplexity, and how far a model's next-token distributions are from the full-precision model's.
 
-Encoder-decoder models read the first half of each window and are scored on the second half.
+Encoder-decoder models read the first half of each window and are scored on the second half, or on as much of its end
+as no earlier window scored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from moesaic.progress import SILENT, Progress
 from moesaic.text import Window
 
 _ROWS = 256  # token positions whose distributions are compared at a time
+_BATCH_LOGITS = 1 << 25  # 128 MB in float32
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,18 @@ def measure_quality(
     """
     counts, nll, reference_nll, kl, agree = [], [], [], [], []
     progress.start("evaluate", sum(window.scored for window in windows))
-    for window in windows:
-        logits, targets = scored_logits(model, window)
-        counts.append(len(targets))
-        nll.append(_nll(logits, targets))
-        if reference is not None:
-            wanted, _ = scored_logits(reference, window)
-            if wanted.shape != logits.shape:
-                raise CorruptFile(
-                    f"the models have different vocabularies ({logits.shape[-1]} and {wanted.shape[-1]} entries)"
-                )
-            reference_nll.append(_nll(wanted, targets))
-            kl.append(_divergence(wanted, logits))
-            agree.append(float((wanted.argmax(-1) == logits.argmax(-1)).sum()))
-        progress.advance(window.scored)
+    for batch in batches(windows, vocabulary=model.get_input_embeddings().num_embeddings):
+        found = scored_logits(model, batch)
+        wanted = found if reference is None else scored_logits(reference, batch)
+        for (logits, targets), (expected, _) in zip(found, wanted, strict=True):
+            counts.append(len(targets))
+            nll.append(_nll(logits, targets))
+            if reference is not None:
+                _check_alike(expected, logits)
+                reference_nll.append(_nll(expected, targets))
+                kl.append(_divergence(expected, logits))
+                agree.append(float((expected.argmax(-1) == logits.argmax(-1)).sum()))
+        progress.advance(sum(window.scored for window in batch))
     with_reference = reference is not None
     return Quality(
         tokens=sum(counts),
@@ -105,19 +105,42 @@ def measure_quality(
     )
 
 
+def batches(windows: list[Window], *, vocabulary: int) -> Iterator[list[Window]]:
+    """Runs of windows of the same length, so many at a time that their logits stay within `_BATCH_LOGITS` numbers."""
+    batch: list[Window] = []
+    for window in windows:
+        largest = max(1, _BATCH_LOGITS // (vocabulary * len(window.tokens)))
+        if batch and (len(window.tokens) != len(batch[0].tokens) or len(batch) >= largest):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
 @torch.inference_mode()
-def scored_logits(model: PreTrainedModel, window: Window) -> tuple[Tensor, Tensor]:
-    """Logits for the scored tokens of a window, and these tokens: `[scored, vocabulary]`, `[scored]`."""
-    tokens = torch.tensor([window.tokens], device=model.device)
+def scored_logits(model: PreTrainedModel, batch: list[Window]) -> list[tuple[Tensor, Tensor]]:
+    """Logits of the scored tokens of each window, and these tokens: `[scored, vocabulary]`, `[scored]`."""
+    tokens = torch.tensor([window.tokens for window in batch], device=model.device)
     if model.config.is_encoder_decoder:
         half = max(1, tokens.shape[1] // 2)
         labels = tokens[:, half:]
-        start = labels.new_full((1, 1), int(model.config.decoder_start_token_id or 0))
+        start = labels.new_full((len(batch), 1), int(model.config.decoder_start_token_id or 0))
         decoder = torch.cat([start, labels[:, :-1]], dim=1)
         logits = model(input_ids=tokens[:, :half], decoder_input_ids=decoder, use_cache=False).logits
-        return logits[0].float(), labels[0]
-    logits = model(input_ids=tokens, use_cache=False).logits[0]
-    return logits[-window.scored - 1 : -1].float(), tokens[0, -window.scored :]
+    else:
+        labels = tokens[:, 1:]
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    found = []
+    for row, window in enumerate(batch):
+        scored = min(window.scored, labels.shape[1])
+        found.append((logits[row, -scored:].float(), labels[row, -scored:]))
+    return found
+
+
+def _check_alike(wanted: Tensor, found: Tensor) -> None:
+    if wanted.shape != found.shape:
+        raise CorruptFile(f"the models have different vocabularies ({found.shape[-1]} and {wanted.shape[-1]} entries)")
 
 
 def mean_with_interval(sums: list[float], counts: list[int]) -> Mean:

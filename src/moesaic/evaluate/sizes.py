@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moesaic.checkpoint.reader import Checkpoint
+from moesaic.errors import CorruptFile
 from moesaic.packing.job import MANIFEST
 from moesaic.packing.manifest import read_manifest
 from moesaic.records import STORED_WIDTH
@@ -34,10 +35,13 @@ def measure_sizes(folder: Path, *, trust_remote_code: bool = False) -> Sizes:
     """Sizes of a packed folder, or of an ordinary checkpoint.
 
     Raises:
-        MoesaicError: neither of the two.
+        MoesaicError: neither of the two, or a damaged manifest.
     """
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
+        absent = [key for key in ("code_bits", "stored_bpw", "expert_bytes", "expert_weights") if key not in manifest]
+        if absent:
+            raise CorruptFile(f'{folder / MANIFEST}: no "{absent[0]}"; the manifest is damaged, copy it again')
         return Sizes(
             code_bits=manifest["code_bits"],
             stored_bpw=manifest["stored_bpw"],

@@ -92,11 +92,11 @@ def _main() -> None:
     transformers.logging.disable_progress_bar()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    before = _resident_bytes()
+    before = resident_bytes()
     start = time.perf_counter()
     model = open_model(arguments.folder, trust_remote_code=arguments.trust_remote_code)
     loaded = time.perf_counter() - start
-    resident = _resident_bytes()
+    resident = resident_bytes()
     tokens = torch.tensor([prompt])
     length = {"max_new_tokens": arguments.new_tokens, "min_new_tokens": arguments.new_tokens, "do_sample": False}
     with torch.inference_mode():
@@ -121,7 +121,8 @@ def _generate_timed(model, tokens, length) -> float:  # type: ignore[no-untyped-
     return time.perf_counter() - start
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now, mapped files included."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

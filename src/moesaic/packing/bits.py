@@ -40,12 +40,12 @@ def unpack_tiles(packed: Tensor, bits: int) -> Tensor:
     """The inverse of `pack_tiles`: `[tiles, 2 * g * bits]` uint8 -> `[tiles, 16, g]` uint8."""
     tiles, size = packed.shape
     columns = size // (2 * bits)
-    codes = torch.zeros(tiles, columns // QUAD, VECTOR_BYTES, dtype=torch.uint8)
+    codes = torch.zeros(tiles, columns // QUAD, VECTOR_BYTES, dtype=torch.uint8, device=packed.device)
     start = low = 0
     for plane in PLANES[bits]:
         stop = start + 2 * columns * plane
         vectors = packed[:, start:stop].view(tiles, -1, 1, VECTOR_BYTES)
-        shifts = torch.arange(0, 8, plane, dtype=torch.uint8)[:, None]
+        shifts = torch.arange(0, 8, plane, dtype=torch.uint8, device=packed.device)[:, None]
         part = (vectors >> shifts) & (2**plane - 1)  # (T, vectors, quads in a vector, 64)
         codes |= part.view(tiles, columns // QUAD, VECTOR_BYTES) << low
         start = stop

@@ -21,6 +21,7 @@ from moesaic.packing.names import (
     entry_tensor,
     is_packed,
     layer_specs,
+    linear_marker,
     linear_tensor,
     marker_tensor,
 )
@@ -56,7 +57,11 @@ class PackedBuild:
             specs = self._layer_specs(layer) if layer in self.packed_layers else self._kept_specs(layer)
             found.append((layer.name, specs))
         for source in self.checkpoint.other_sources():
-            found.append((source.targets[0], [self._other_spec(name) for name in source.targets]))
+            specs = [self._other_spec(name) for name in source.targets]
+            marked = self._marked_linear()
+            if marked in source.targets and marked is not None:
+                specs.append(TensorSpec(linear_marker(self.linears[marked]), torch.bool, (1,)))
+            found.append((source.targets[0], specs))
         return found
 
     def expert_bytes(self) -> int:
@@ -144,6 +149,10 @@ class PackedBuild:
         layout = MatrixLayout(rows, columns, self.other_bits, self.quantizer.group_size, self.quantizer.symmetric)
         return TensorSpec(linear_tensor(self.linears[name]), torch.uint8, (layout.total_bytes,))
 
+    def _marked_linear(self) -> str | None:
+        """The weight that carries the marker when no expert layer does."""
+        return next(iter(self.linears), None) if not self.packed_layers else None
+
     def _source_weights(self, source: Source) -> int:
         return sum(math.prod(self.checkpoint.shapes[name]) for name in source.targets)
 
@@ -188,6 +197,8 @@ class PackedBuild:
         for name, tensor in self.checkpoint.parameters_of(source).items():
             if name in self.linears:
                 job.write(linear_tensor(self.linears[name]), pack(self.quantizer(tensor, self.other_bits)))
+                if name == self._marked_linear():
+                    job.write(linear_marker(self.linears[name]), torch.ones(1, dtype=torch.bool))
             else:
                 job.write(name, tensor)
             progress.advance(tensor.numel())

@@ -50,7 +50,7 @@ class PackingJob:
     """Writes the tensors of a packed model, unit by unit."""
 
     def __init__(
-        self, target: Path, shards: list[list[TensorSpec]], identity: Mapping[str, Any], *, restart: bool
+        self, target: Path, shards: list[list[TensorSpec]], identity: Mapping[str, Any], *, overwrite: bool
     ) -> None:
         """Start a job, or go on with the unfinished one of the same identity.
 
@@ -58,13 +58,14 @@ class PackingJob:
             target: the folder to be made.
             shards: the tensors of each file.
             identity: what makes the result what it is (inputs, options); JSON.
-            restart: throw away an unfinished job of another identity instead of refusing.
+            overwrite: discard an unfinished job of another identity, and at the end replace an output that exists.
 
         Raises:
             JobMismatch: an unfinished job with another identity, or one that another process works on.
             StorageFull: no room for the result.
         """
         self.target = target
+        self._overwrite = overwrite
         self.work = target.with_name(target.name + ".partial")
         self.out = self.work / "out"
         self.digests: dict[str, str] = {}
@@ -73,11 +74,21 @@ class PackingJob:
         self.work.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.work)
         self._journal = self.work / "journal.jsonl"
-        self._recover(restart=restart)
+        try:
+            self._recover(overwrite=overwrite)
+        except JobMismatch:
+            os.close(self._lock)
+            raise
         self.out.mkdir(exist_ok=True)
         self._file_of = dict(zip(shard_names(len(shards)), shards, strict=True))
-        self._check_room()
-        self._files = {name: ShardFile(self.out / name, specs) for name, specs in self._file_of.items()}
+        self._files: dict[str, ShardFile] = {}
+        try:
+            self._check_room()
+            for name, specs in self._file_of.items():
+                self._files[name] = ShardFile(self.out / name, specs)
+        except BaseException:
+            self.abandon()
+            raise
         if any(file.fresh for file in self._files.values()):
             self._forget()  # a file that the journal speaks of is gone
         self._place = {spec.name: name for name, specs in self._file_of.items() for spec in specs}
@@ -111,7 +122,12 @@ class PackingJob:
             write_json(self.out / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def publish(self) -> None:
-        """Give the complete folder its name. What stood there before goes away only now."""
+        """Give the complete folder its name. What stood there before goes away only now.
+
+        Raises:
+            OutputExists: something took the name in the meantime.
+        """
+        check_target(self.target, overwrite=self._overwrite)
         self.close_files()
         for path in self.out.iterdir():
             _sync(path)
@@ -123,22 +139,24 @@ class PackingJob:
         os.close(self._lock)
         shutil.rmtree(self.work)
 
-    def abandon(self) -> bool:
-        """Stop without a result. Returns whether finished units were kept for a later run."""
+    def abandon(self, *, keep: bool = True) -> None:
+        """Stop without a result.
+
+        Args:
+            keep: leave finished units, if there are any, for a later run to go on from.
+        """
         self.close_files()
+        if not (keep and self._done):
+            shutil.rmtree(self.work, ignore_errors=True)
         os.close(self._lock)
-        if self._done:
-            return True
-        shutil.rmtree(self.work, ignore_errors=True)
-        return False
 
     def close_files(self) -> None:
         """Close the files of tensors."""
-        for file in getattr(self, "_files", {}).values():
+        for file in self._files.values():
             file.close()
         self._files = {}
 
-    def _recover(self, *, restart: bool) -> None:
+    def _recover(self, *, overwrite: bool) -> None:
         lines = _read_lines(self._journal)
         if lines and lines[0].get("identity") == self._identity:
             _write_lines(self._journal, lines)  # without a torn one
@@ -146,7 +164,7 @@ class PackingJob:
                 self._done.add(line["unit"])
                 self.digests.update(line["digests"])
             return
-        if lines and not restart:
+        if lines and not overwrite:
             changed = _changed(lines[0].get("identity", {}), self._identity)
             raise JobMismatch(
                 f"{self.work} holds an unfinished run with other settings (changed: {', '.join(changed)}); repeat that "
@@ -171,8 +189,6 @@ class PackingJob:
         present = sum(path.stat().st_size for path in self.out.iterdir() if path.name in self._file_of)
         free = shutil.disk_usage(self.work).free
         if needed - present > free:
-            self._files = {}
-            self.abandon()
             raise StorageFull(
                 f"{self.target.parent}: the packed model needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
                 "free some or choose another disk"

@@ -16,6 +16,7 @@ from moesaic.records import PACKED_WIDTHS, STORED_WIDTH, QuantizedWeight
 
 FORMAT_VERSION = 1
 ALIGNMENT = 64
+CHUNK_CODES = 1 << 20  # codes packed at a time, so that what lies between stays in cache
 
 
 def aligned(size: int) -> int:
@@ -129,21 +130,37 @@ def layout_of(weight: QuantizedWeight) -> MatrixLayout:
 def pack(weight: QuantizedWeight) -> Tensor:
     """The blob of a quantized matrix, `[total_bytes]` uint8."""
     layout = layout_of(weight)
-    blocks, groups, size = layout.blocks, layout.groups, layout.group_size
-    extra = blocks * BLOCK_ROWS - layout.rows
     blob = torch.zeros(layout.total_bytes, dtype=torch.uint8)
-
-    row_scale = _pad_rows(weight.row_scale, extra).view(torch.uint8)
-    blob[: row_scale.numel()] = row_scale
-    stored = [weight.scale_codes] if weight.zero_codes is None else [weight.scale_codes, weight.zero_codes]
-    parameters = torch.stack([_by_block(_pad_rows(part, extra)) for part in stored], dim=2)  # (R, G, 1 or 2, 16)
-    blob[layout.parameters_at : layout.parameters_at + parameters.numel()] = parameters.reshape(-1)
-
-    real = torch.arange(groups * size) < layout.columns
-    codes = _pad_rows(weight.codes * real, extra).view(blocks, BLOCK_ROWS, groups, size).transpose(1, 2)
-    tiles = pack_tiles(codes.reshape(blocks * groups, BLOCK_ROWS, size), weight.bits)
-    blob[layout.codes_at : layout.codes_at + tiles.numel()] = tiles.view(-1)
+    step = max(1, CHUNK_CODES // (BLOCK_ROWS * layout.groups * layout.group_size))
+    for first in range(0, layout.blocks, step):
+        _pack_blocks(blob, weight, layout, first, min(layout.blocks, first + step))
     return blob
+
+
+def _pack_blocks(blob: Tensor, weight: QuantizedWeight, layout: MatrixLayout, first: int, last: int) -> None:
+    """Put the row blocks `first … last - 1` in their places."""
+    blocks, groups, size = last - first, layout.groups, layout.group_size
+    rows = slice(first * BLOCK_ROWS, min(last * BLOCK_ROWS, layout.rows))
+    extra = blocks * BLOCK_ROWS - (rows.stop - rows.start)
+
+    row_scale = _pad_rows(weight.row_scale[rows], extra).view(torch.uint8)
+    blob[2 * BLOCK_ROWS * first : 2 * BLOCK_ROWS * last] = row_scale
+
+    stored = [weight.scale_codes] if weight.zero_codes is None else [weight.scale_codes, weight.zero_codes]
+    parameters = torch.stack([_by_block(_pad_rows(part[rows], extra)) for part in stored], dim=2)  # (R, G, 1 or 2, 16)
+    step = groups * layout.parameter_bytes
+    start = layout.parameters_at
+    blob[start + first * step : start + last * step] = parameters.reshape(-1)
+
+    codes = _pad_rows(weight.codes[rows], extra)
+    if layout.columns < codes.shape[1]:
+        codes = codes.clone()
+        codes[:, layout.columns :] = 0
+    by_tile = codes.view(blocks, BLOCK_ROWS, groups, size).transpose(1, 2)
+    tiles = pack_tiles(by_tile.reshape(blocks * groups, BLOCK_ROWS, size), layout.bits)
+    step = groups * layout.tile_bytes
+    start = layout.codes_at
+    blob[start + first * step : start + last * step] = tiles.view(-1)
 
 
 def unpack_blocks(blob: Tensor, layout: MatrixLayout, first: int, last: int) -> QuantizedWeight:

@@ -73,9 +73,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CorruptFile(
             f"{path}: format_version is {found!r}, this moesaic reads {FORMAT_VERSION}; use a matching release"
         )
-    if not isinstance(manifest.get("files"), dict):
-        raise CorruptFile(f'{path}: no "files"; the manifest is damaged')
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_is_description(entry) for entry in files.values()):
+        raise CorruptFile(f'{path}: "files" is missing or malformed; copy the folder again')
     return manifest
+
+
+def _is_description(entry: object) -> bool:
+    return isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
 
 
 def verify(folder: Path, progress: Progress = SILENT) -> dict[str, Any]:

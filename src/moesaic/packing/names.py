@@ -41,6 +41,11 @@ def marker_tensor(layer: MoeLayer) -> str:
     return layer.parameters()[0]
 
 
+def linear_marker(linear: str) -> str:
+    """The same for a model of which only linear layers are packed: under the name of the first one's weight."""
+    return f"{linear}.weight"
+
+
 def linear_tensor(linear: str) -> str:
     """Name of the blob of a packed linear layer."""
     return f"{linear}.packed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from moesaic.quantize._protocol import Quantizer as Quantizer
 from moesaic.quantize.hqq import HQQ as HQQ
@@ -10,5 +11,6 @@ from moesaic.quantize.rtn import RTN as RTN
 
 QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
     "rtn": RTN,
+    "rtn-minmax": partial(RTN, clip=False),
     "hqq": HQQ,
 }

@@ -52,7 +52,12 @@ class Grid:
         return self.zero_codes.float() * (top / _ZERO_TOP)
 
     def encode(self, groups: Tensor) -> Tensor:
-        """The nearest codes of weights `[rows, groups, group_size]`, uint8 of the same shape."""
+        """The nearest codes of weights `[rows, groups, group_size]`, uint8 of the same shape.
+
+        One bit is the sign, that of zero being plus.
+        """
+        if self.bits == 1:
+            return (groups >= 0).to(torch.uint8)
         return to_codes(groups, self.scale, self.zero, self.bits).to(torch.uint8)
 
 
@@ -87,6 +92,13 @@ def split_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return padded.view(rows, groups, group_size), counts
 
 
+def real_columns(counts: Tensor, group_size: int) -> Tensor | None:
+    """1 where a column of a group is real, 0 where it is padding, `[groups, group_size]`; None without padding."""
+    if bool((counts == group_size).all()):
+        return None
+    return (torch.arange(group_size) < counts[:, None]).float()
+
+
 def row_chunks(rows: int, columns: int) -> Iterator[slice]:
     """Slices of rows that hold about `CHUNK_WEIGHTS` weights each."""
     step = max(1, CHUNK_WEIGHTS // max(1, columns))
@@ -118,7 +130,8 @@ def store(scale: Tensor, zero: Tensor | None, bits: int) -> Grid:
     """
     row_scale = _bfloat16_up(scale.amax(dim=1) / _SCALE_TOP)  # (N,)
     inverse = torch.where(row_scale > 0, 1 / row_scale.float(), 0.0)
-    scale_codes = (scale * inverse[:, None]).round().clamp_(1, _SCALE_TOP).to(torch.uint8)
+    scale_codes = (scale * inverse[:, None]).round().clamp_(1, _SCALE_TOP)
+    scale_codes = torch.where(scale > 0, scale_codes, 0.0).to(torch.uint8)  # a group of zeros stays one
     zero_codes = None
     if zero is not None:
         top = 2**bits - 1

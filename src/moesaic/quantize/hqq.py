@@ -28,9 +28,9 @@ class HQQ:
         symmetric: no stored zero points.
         fit_scale: refit the scale as well as the zero point.
         norm: the exponent `p`.
-        beta: first weight of the coupling term, relative to the scale of the weights.
+        beta: first weight of the coupling term, for residuals in units of the group's scale.
         growth: factor on `beta` after each iteration.
-        iterations: at most this many.
+        iterations: how many.
     """
 
     group_size: int = 64
@@ -39,7 +39,7 @@ class HQQ:
     norm: float = 0.7
     beta: float = 10.0
     growth: float = 1.01
-    iterations: int = 20
+    iterations: int = 10
 
     def __call__(self, weight: Tensor, bits: int, second_moment: Tensor | None = None) -> QuantizedWeight:
         """Quantize `weight` `[out, in]`; `second_moment` is not used. See `Quantizer`."""
@@ -64,18 +64,25 @@ class HQQ:
     def _refine(
         self, groups: Tensor, scale: Tensor, zero: Tensor | None, counts: Tensor, bits: int
     ) -> tuple[Tensor, Tensor | None]:
+        """The best scale and zero point seen, found in units of the first scale: the size of weights is moot."""
+        unit = scale
+        groups = groups * torch.where(unit > 0, 1 / unit, 0.0)[..., None]
+        scale = torch.ones_like(unit)
         middle = torch.full_like(scale, (2**bits - 1) / 2)
-        real = (torch.arange(groups.shape[-1]) < counts[:, None]).float()  # (G, g): 0 where a column is padding
+        real = grid.real_columns(counts, self.group_size)
         best_error = torch.full_like(scale, torch.inf)
         best_scale, best_zero = scale, zero
         beta = self.beta
         for _ in range(self.iterations):
             centre = middle if zero is None else zero
             codes = grid.to_codes(groups, scale, centre, bits)
-            level = (codes - centre[..., None]).mul_(real)
+            level = codes - centre[..., None]
             residual = torch.addcmul(groups, level, scale[..., None], value=-1)
+            if real is not None:
+                level.mul_(real)
+                residual.mul_(real)
             size = residual.abs()
-            slope = size.clamp(min=1e-8).pow_(self.norm - 1)  # |e|^(p-1)
+            slope = size.clamp(min=1e-8).log_().mul_(self.norm - 1).exp_()  # |e|^(p-1), faster than pow
             error = (size * slope).sum(dim=-1)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
@@ -88,10 +95,17 @@ class HQQ:
             if zero is None or self.fit_scale:
                 scale = _fit_scale(target, level, scale)
             if zero is not None:
-                offsets = codes.sub_(target / scale.clamp(min=1e-12)[..., None]).mul_(real)
-                zero = (offsets.sum(dim=-1) / counts).clamp_(0, 2**bits - 1)
+                zero = _fit_zero(target, codes, scale, real, counts).clamp_(0, 2**bits - 1)
             beta *= self.growth
-        return best_scale, best_zero
+        return best_scale * unit, best_zero
+
+
+def _fit_zero(target: Tensor, codes: Tensor, scale: Tensor, real: Tensor | None, counts: Tensor) -> Tensor:
+    """The zero point that puts the mean of the codes on the mean of `target / scale`."""
+    offsets = codes.sub_(target / scale[..., None])
+    if real is not None:
+        offsets.mul_(real)
+    return offsets.sum(dim=-1) / counts
 
 
 def _fit_scale(target: Tensor, level: Tensor, scale: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from moesaic.families import MoeLayer, find_moe_layers
 from moesaic.packing.job import MANIFEST
 from moesaic.packing.layout import FORMAT_VERSION, MatrixLayout
 from moesaic.packing.manifest import read_manifest
-from moesaic.packing.names import entry_layouts, marker_tensor
-from moesaic.records import LayerBits
+from moesaic.packing.names import entry_layouts, linear_marker, marker_tensor
+from moesaic.records import ENTRIES, WIDTHS, LayerBits
 from moesaic.runtime.experts import PackedExperts
 from moesaic.runtime.linear import PackedLinear
 
@@ -61,10 +61,22 @@ class MoesaicConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.linears = dict(linears or {"bits": 16, "modules": []})
         self.modules_to_not_convert = list(modules_to_not_convert or [])
 
-    def layer_bits(self, name: str) -> LayerBits:
-        """The widths of one expert layer."""
-        widths = self.experts[name]
-        return LayerBits(*(tuple(int(width) for width in widths[entry].split()) for entry in ("gate_up", "down")))
+    def layer_bits(self, name: str, experts: int) -> LayerBits:
+        """The widths of one expert layer.
+
+        Raises:
+            CorruptFile: not a width for each of its experts.
+        """
+        try:
+            widths = [tuple(int(width) for width in self.experts[name][entry].split()) for entry in ENTRIES]
+        except (KeyError, ValueError, AttributeError) as error:
+            raise CorruptFile(f"quantization_config: the widths of {name} are malformed ({error})") from None
+        for entry, line in zip(ENTRIES, widths, strict=True):
+            if len(line) != experts or not set(line) <= set(WIDTHS):
+                raise CorruptFile(
+                    f"quantization_config: {name} has widths {line} for {entry}; {experts} out of {WIDTHS} are needed"
+                )
+        return LayerBits(*widths)
 
 
 @register_quantizer(METHOD)
@@ -85,6 +97,8 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
                 _replace_experts(model, layers[name], config, dtype)
         for name in config.linears["modules"]:
             _replace_linear(model, name, config, dtype)
+            if not config.experts:
+                _expect_marker(model, linear_marker(name))
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         """Packed models use the names of the modules, so that nothing is left to convert."""
@@ -183,14 +197,12 @@ def open_model(
 
 def _replace_experts(model: PreTrainedModel, layer: MoeLayer, config: MoesaicConfig, dtype: torch.dtype) -> None:
     original = model.get_submodule(layer.name)
-    layouts = entry_layouts(layer, config.layer_bits(layer.name), config.group_size, config.symmetric)
+    layouts = entry_layouts(layer, config.layer_bits(layer.name, layer.experts), config.group_size, config.symmetric)
     packed = PackedExperts(layer, layouts, original, dtype)
     for parameters in [module._parameters for module in original.modules()]:
         parameters.clear()
     _put(model, layer.name, packed)
-    # the marker makes programs without moesaic stop; here it is expected
-    ignored = model._keys_to_ignore_on_load_unexpected or set()
-    model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(marker_tensor(layer))}
+    _expect_marker(model, marker_tensor(layer))
 
 
 def _replace_linear(model: PreTrainedModel, name: str, config: MoesaicConfig, dtype: torch.dtype) -> None:
@@ -203,6 +215,12 @@ def _replace_linear(model: PreTrainedModel, name: str, config: MoesaicConfig, dt
     rows, columns = module.weight.shape
     layout = MatrixLayout(rows, columns, config.linears["bits"], config.group_size, config.symmetric)
     _put(model, name, PackedLinear(layout, bias_dtype=None if module.bias is None else dtype))
+
+
+def _expect_marker(model: PreTrainedModel, name: str) -> None:
+    """The marker makes programs without moesaic stop; here it is expected."""
+    ignored = model._keys_to_ignore_on_load_unexpected or set()
+    model._keys_to_ignore_on_load_unexpected = {*ignored, f"^{re.escape(name)}$"}
 
 
 def _put(model: PreTrainedModel, name: str, module: nn.Module) -> None:

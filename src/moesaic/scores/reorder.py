@@ -51,8 +51,7 @@ class Reorder:
             "zeta": self.zeta,
             "single_sweep": self.single_sweep,
             "lifted": moved,
-            base.rule: {layer: list(scores) for layer, scores in base.layers.items()},
-            by.rule: {layer: list(scores) for layer, scores in by.layers.items()},
+            "parts": {part.rule: {layer: list(scores) for layer, scores in part.layers.items()} for part in (base, by)},
         }
         return Scores(rule=f"{base.rule}+{by.rule}", layers=layers, details=details)
 

@@ -39,7 +39,7 @@ class RouterNorm:
             change = norm - router_norms(initial) if initial is not None else norm
             layers[layer] = tuple((-change).tolist())
         form = "change (final minus initial norm)" if all(known) else "final norm (initial router not given)"
-        return Scores(rule="router_norm", layers=layers, details={"router_norm": form})
+        return Scores(rule="router_norm", layers=layers, details={"router_norm_form": form})
 
 
 def router_norms(router: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Measurements, one file a question. Each prints the machine and units; none is a test."""

@@ -1,0 +1,1 @@
+"""Train small mixture-of-experts language models from scratch."""

@@ -1,0 +1,1 @@
+"""Tests of moesaic; they mirror `src/moesaic` file by file."""

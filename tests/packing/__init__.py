@@ -1,0 +1,1 @@
+"""Tests of the packed format and of writing it."""

@@ -1,0 +1,1 @@
+"""Tests of packed models inside transformers."""

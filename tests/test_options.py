@@ -1,0 +1,130 @@
+"""From names and numbers to rules, allocators and quantizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moesaic.allocate import ALLOCATORS, ThreeLevel, TwoLevel, Uniform
+from moesaic.errors import BudgetInfeasible, UnknownName, UsageError
+from moesaic.options import CompressOptions
+from moesaic.quantize import QUANTIZERS
+from moesaic.scores import SCORERS, Random, Reorder
+
+
+def options(**changes: Any) -> CompressOptions:
+    """Options with a budget."""
+    return CompressOptions(**{"bits": 2.5, **changes})
+
+
+def test_the_defaults_are_the_papers_method() -> None:
+    """Router norm reordered by MaxVar with zeta 3, three levels 1, 2, 3."""
+    made = options()
+    scorer = made.make_scorer()
+    assert isinstance(scorer, Reorder)
+    assert scorer.zeta == 3
+    assert not scorer.single_sweep
+    assert made.make_allocator() == ThreeLevel(levels=(1, 2, 3))
+    assert made.other_bits == 4
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_every_rule_can_be_made(name: str) -> None:
+    """Each registered name gives a rule."""
+    assert callable(options(rule=name).make_scorer())
+
+
+@pytest.mark.parametrize("name", sorted(QUANTIZERS))
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_every_quantizer_gets_the_grid(name: str, symmetric: bool) -> None:
+    """Each registered name gives a quantizer of the grid asked for."""
+    made = options(quantizer=name, group_size=32, symmetric=symmetric).make_quantizer()
+    assert (made.group_size, made.symmetric) == (32, symmetric)
+
+
+@pytest.mark.parametrize("name", sorted(ALLOCATORS))
+def test_every_allocator_can_be_made(name: str) -> None:
+    """Each registered name gives an allocator."""
+    assert callable(options(allocator=name).make_allocator())
+
+
+def test_knobs_reach_the_rule_that_has_them() -> None:
+    """Seed, zeta and single sweep go to the rules with a field of that name."""
+    assert options(rule="random", seed=7).make_scorer() == Random(seed=7)
+    reorder = options(zeta=2.0, single_sweep=True).make_scorer()
+    assert isinstance(reorder, Reorder)
+    assert (reorder.zeta, reorder.single_sweep) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("levels", "allocator"), [((2, 4), TwoLevel(levels=(2, 4))), ((2, 3, 4), ThreeLevel(levels=(2, 3, 4)))]
+)
+def test_levels_choose_the_allocator(levels: tuple[int, ...], allocator: object) -> None:
+    """Two levels mean two_level, three mean three_level."""
+    assert options(levels=levels).make_allocator() == allocator
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8, 16])
+def test_a_width_as_budget(bits: int) -> None:
+    """At a width above 3 every expert gets that width."""
+    assert bits <= 3 or isinstance(options(bits=bits).make_allocator(), Uniform)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bits": None},
+        {"plan": Path("plan.json")},
+        {"other_bits": 5},
+        {"group_size": 48},
+    ],
+)
+def test_contradictions_are_refused_at_once(changes: dict[str, Any]) -> None:
+    """Options that cannot be are refused when they are made."""
+    with pytest.raises(UsageError):
+        options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "make", "nearest"),
+    [
+        ({"rule": "router-norm"}, "make_scorer", "router_norm"),
+        ({"allocator": "unifrom"}, "make_allocator", "uniform"),
+        ({"quantizer": "hqqq"}, "make_quantizer", "hqq"),
+    ],
+)
+def test_unknown_names(changes: dict[str, Any], make: str, nearest: str) -> None:
+    """An unknown name is answered with the nearest."""
+    with pytest.raises(UnknownName, match=f"did you mean '{nearest}'"):
+        getattr(options(**changes), make)()
+
+
+@pytest.mark.parametrize("levels", [(2,), (3, 2), (2, 5), (1, 2, 4), (1, 2, 3, 4), (0, 2)])
+def test_impossible_levels(levels: tuple[int, ...]) -> None:
+    """Levels that no allocator takes are refused by the option's name."""
+    with pytest.raises(UsageError, match="--levels"):
+        options(levels=levels).make_allocator()
+
+
+def test_a_rules_knob_out_of_range() -> None:
+    """A zeta that would make the reordering run in circles is refused."""
+    with pytest.raises(UsageError, match="zeta"):
+        options(zeta=1.0).make_scorer()
+
+
+@pytest.mark.parametrize("bits", [0, -1, 16.5, float("nan"), float("inf")])
+def test_budgets_out_of_reach(bits: float) -> None:
+    """No plan has such an average."""
+    with pytest.raises(BudgetInfeasible):
+        options(bits=bits).make_allocator()
+
+
+def test_the_record_has_no_paths_of_this_machine(tmp_path: Path) -> None:
+    """What is written into the output names files, not where they lay, and is JSON."""
+    made = CompressOptions(plan=tmp_path / "plan.json", initial=tmp_path / "start", levels=(2, 3))
+    recorded = made.recorded()
+    assert (recorded["plan"], recorded["initial"], recorded["levels"]) == ("plan.json", "start", [2, 3])
+    assert str(tmp_path) not in json.dumps(recorded)
