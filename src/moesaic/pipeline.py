@@ -58,6 +58,7 @@ def compress(
     if target.resolve() == source.resolve():
         raise UsageError(f"{target} is the checkpoint itself; give another folder for the output")
     quantizer = options.make_quantizer()
+    options.make_scorer()  # names are checked before anything is read
     checkpoint = Checkpoint.open(source, trust_remote_code=trust_remote_code)
     scores, plan = make_plan(checkpoint, options)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)

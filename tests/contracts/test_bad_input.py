@@ -465,7 +465,7 @@ class TestTheOutput:
         (tmp_path / "file").write_text("")
         check_message(run_cli("compress", mixtral, "-o", tmp_path / "file" / "out", "--bits", 2), FAILURE, "file")
 
-    @pytest.mark.parametrize("limit", [100, 20_000])
+    @pytest.mark.parametrize("limit", [500, 20_000])
     @pytest.mark.parametrize("shard_size", [5, 0.001])
     def test_no_room(self, limit: int, shard_size: float, mixtral: Path, tmp_path: Path) -> None:
         """A file that may not grow stops the run with a word on room, and leaves nothing behind."""

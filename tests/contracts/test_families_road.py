@@ -88,28 +88,28 @@ def expert_layer_names(source: Path) -> list[str]:
     return [layer.name for layer in moesaic.Checkpoint.open(source).layers]
 
 
-def rounded(weight: Tensor, bits: int) -> None:
+def rounded(weight: Tensor, bits: int, symmetric: bool) -> None:
     """Round a matrix `[out, in]` (a view of a parameter) in place to what its packed form stands for."""
     if bits != 16:
-        weight.copy_(CompressOptions(bits=bits).make_quantizer()(weight, bits).dequantize())
+        weight.copy_(CompressOptions(bits=bits, symmetric=symmetric).make_quantizer()(weight, bits).dequantize())
 
 
 @torch.no_grad()
-def round_experts(model: PreTrainedModel, widths: tuple[list[int], list[int]]) -> int:
+def round_experts(model: PreTrainedModel, widths: tuple[list[int], list[int]], *, symmetric: bool) -> int:
     """Round the experts of transformers' own model, found by the flags that its modules carry; count the layers."""
     layers = 0
     for module in model.modules():
         if type(module).__name__ == "SwitchTransformersExperts":
             for expert, (first, second) in enumerate(zip(*widths, strict=True)):
-                rounded(module.get_submodule(f"expert_{expert}").wi.weight, first)
-                rounded(module.get_submodule(f"expert_{expert}").wo.weight, second)
+                rounded(module.get_submodule(f"expert_{expert}").wi.weight, first, symmetric)
+                rounded(module.get_submodule(f"expert_{expert}").wo.weight, second, symmetric)
         elif hasattr(module, "is_concatenated"):
             for expert, (first, second) in enumerate(zip(*widths, strict=True)):
                 both, down = module.gate_up_proj[expert], module.down_proj[expert]
                 both, down = (both.T, down.T) if module.is_transposed else (both, down)
                 for part in both.chunk(2) if module.is_concatenated else (both[0::2], both[1::2]):
-                    rounded(part, first)
-                rounded(down, second)
+                    rounded(part, first, symmetric)
+                rounded(down, second, symmetric)
         else:
             continue
         layers += 1
@@ -138,15 +138,15 @@ def test_every_width_computes_what_rounded_weights_compute(family: str, tiny_che
     source = tiny_checkpoint(family)
     names = expert_layer_names(source)
     plan = write_plan(tmp_path / "plan.json", {name: {"gate_up": GATE_UP, "down": DOWN} for name in names})
-    model = road(source, tmp_path / "out", plan=plan, dtype=torch.float32)
+    model = road(source, tmp_path / "out", plan=plan, symmetric=False, dtype=torch.float32)
 
     wanted = original(source, dtype=torch.float32)
     before = logits(wanted)
-    assert round_experts(wanted, EVERY_WIDTH) == len(names)
+    assert round_experts(wanted, EVERY_WIDTH, symmetric=False) == len(names)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     for name in config["quantization_config"]["linears"]["modules"]:
         with torch.no_grad():
-            rounded(wanted.get_submodule(name).weight, 4)
+            rounded(wanted.get_submodule(name).weight, 4, False)
     assert distance(logits(model), logits(wanted)) < 1e-4
     assert distance(before, logits(wanted)) > 1e-3  # else the test would show nothing
 
@@ -202,10 +202,10 @@ def test_other_dtypes(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
     names = expert_layer_names(source)
     plan = write_plan(tmp_path / "plan.json", {name: {"gate_up": GATE_UP, "down": DOWN} for name in names})
-    mixed = road(source, tmp_path / "mixed", plan=plan, other_bits=16)
+    mixed = road(source, tmp_path / "mixed", plan=plan, symmetric=True, other_bits=16)
     assert mixed.dtype == dtype
     assert load_file(tmp_path / "mixed" / "model.safetensors")[f"{names[0]}.down.b16"].dtype == dtype
-    round_experts(reference, EVERY_WIDTH)
+    round_experts(reference, EVERY_WIDTH, symmetric=True)
     assert distance(logits(mixed), logits(reference)) < (1e-4 if dtype == torch.float32 else 0.02)
 
 

@@ -170,7 +170,8 @@ def _solve_core(problem: Knapsack, start: Solution, open_choices: Flags) -> Solu
         if problem.feasible(places):
             value = problem.value(places)
             better = places if value < start.value else start.places
-            return Solution(better, min(value, start.value), min(bound, value), start.price)
+            value = min(value, start.value)
+            return Solution(better, value, problem.settled(value, min(bound, value)), start.price)
         excess += max(0, problem.used(places) - problem.limit)  # within the solver's tolerance, beyond ours
     return Solution(start.places, start.value, bound, start.price)
 

@@ -51,6 +51,11 @@ class Knapsack:
         """What a choice costs, correctly rounded."""
         return math.fsum(self.cost[np.arange(len(places)), places])
 
+    def settled(self, value: float, bound: float) -> float:
+        """The bound, or the value itself where the two differ by no more than the rounding of such sums."""
+        rounding = 1e-13 * float(np.abs(self.cost).max(axis=1).sum())
+        return value if value - bound <= rounding else bound
+
     def used(self, places: Whole) -> int:
         """What a choice uses."""
         return self.used_by(np.arange(len(places)), places)
@@ -118,7 +123,8 @@ def solve_by_price(problem: Knapsack) -> Solution:
         _move_towards(problem, places, beyond.places)
         places = _repair(problem, places, price, bound)
     places = _drop_idle_bits(problem, places)
-    return Solution(places, problem.value(places), bound, price)
+    value = problem.value(places)
+    return Solution(places, value, problem.settled(value, bound), price)
 
 
 def reduced_costs(problem: Knapsack, price: float) -> tuple[Costs, Costs]:

@@ -57,6 +57,7 @@ class Checkpoint:
         stored: stored tensors by name.
         sources: parameter -> what it is made of.
         shapes: shape of every parameter and buffer of the model.
+        floating: whether it holds floating-point numbers.
         bytes_read: tensor bytes read so far.
         digests: when set to a dictionary, the SHA-256 of everything read, by tensor (and expert).
     """
@@ -69,6 +70,7 @@ class Checkpoint:
     stored: dict[str, StoredTensor]
     sources: dict[str, Source]
     shapes: dict[str, tuple[int, ...]]
+    floating: dict[str, bool]
     bytes_read: int = 0
     digests: dict[str, str] | None = field(default=None, repr=False)
 
@@ -90,8 +92,10 @@ class Checkpoint:
         layers = find_moe_layers(model, config.model_type)
         linears = linear_names(model, [layer.name for layer in layers], [layer.router for layer in layers])
         sources = _map_sources(model, stored)
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        checkpoint = cls(folder, config, model, layers, linears, stored, sources, shapes)
+        parameters = model.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+        floating = {name: tensor.is_floating_point() for name, tensor in parameters.items()}
+        checkpoint = cls(folder, config, model, layers, linears, stored, sources, shapes, floating)
         checkpoint._check_complete()
         checkpoint._check_shapes()
         return checkpoint
@@ -235,6 +239,7 @@ class Checkpoint:
         for name, source in self.sources.items():
             for names in source.tensors.values():
                 self._check_alike([self.stored[each] for each in names])
+                self._check_float(name, self.stored[names[0]])
             found = self._made_shape(name, source, experts.get(name))
             if found != self.shapes[name]:
                 first = self.stored[next(iter(source.tensors.values()))[0]]
@@ -242,6 +247,13 @@ class Checkpoint:
                     f"{first.path}: tensor {first.name} has shape {first.shape}, which makes {name} {found}, but "
                     f"config.json asks for {self.shapes[name]}; config.json and weights do not belong together"
                 )
+
+    def _check_float(self, name: str, stored: StoredTensor) -> None:
+        if self.floating[name] and not stored.dtype.is_floating_point:
+            raise CorruptFile(
+                f"{stored.path}: tensor {stored.name} has dtype {stored.dtype}, which is not one of weights; give the "
+                "bfloat16, float16 or float32 checkpoint"
+            )
 
     def _check_alike(self, tensors: list[StoredTensor]) -> None:
         first = tensors[0]

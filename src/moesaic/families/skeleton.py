@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
@@ -27,7 +28,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
         raise NotACheckpoint(f"{folder}: no config.json; give a Hugging Face model folder or a hub id")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModel(f"{path}: transformers {transformers.__version__} cannot read it: {reason}") from None
     return config
@@ -62,7 +63,7 @@ def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False)
             else:
                 auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
                 model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModel(f"model type {config.model_type!r}: no language model can be built: {reason}") from None
     return model

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moesaic.checkpoint.writer import ShardFile, TensorSpec, shard_names
+from moesaic.checkpoint.writer import ShardFile, TensorSpec, shard_names, storage_error
 from moesaic.errors import JobMismatch, OutputExists, StorageFull
 from moesaic.records import write_json
 
@@ -79,6 +79,10 @@ class PackingJob:
         except JobMismatch:
             os.close(self._lock)
             raise
+        except OSError as error:
+            shutil.rmtree(self.work, ignore_errors=True)
+            os.close(self._lock)
+            raise storage_error(error, self.work) from error
         self.out.mkdir(exist_ok=True)
         self._file_of = dict(zip(shard_names(len(shards)), shards, strict=True))
         self._files: dict[str, ShardFile] = {}
@@ -91,6 +95,9 @@ class PackingJob:
             raise
         if any(file.fresh for file in self._files.values()):
             self._forget()  # a file that the journal speaks of is gone
+        for path in self.out.iterdir():
+            if path.name not in self._files:
+                path.unlink()  # from the end of a run that was killed; it will be written again
         self._place = {spec.name: name for name, specs in self._file_of.items() for spec in specs}
         self._touched: set[str] = set()
         self.resumed = len(self._done)

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moesaic.errors import CorruptFile, NotACheckpoint
 from moesaic.families import MoeLayer, find_moe_layers
+from moesaic.families.skeleton import load_config
 from moesaic.packing.job import MANIFEST
 from moesaic.packing.layout import FORMAT_VERSION, MatrixLayout
 from moesaic.packing.manifest import read_manifest
@@ -179,14 +181,14 @@ def open_model(
     Raises:
         CorruptFile: tensors are missing or have the wrong shape.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     names = getattr(config, "architectures", None) or []
     found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     remote = {"trust_remote_code": True} if trust_remote_code and found is None else {}
     try:
         model, info = (found or auto).from_pretrained(folder, dtype=dtype, output_loading_info=True, **remote)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:400]
         raise CorruptFile(f"{folder}: transformers cannot load it: {reason}") from error
     missing = sorted(info["missing_keys"])
