@@ -4,7 +4,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 
-.PHONY: check demo test lint types contracts docs bench clean
+.PHONY: check demo test lint types contracts docs native bench clean
 
 check: lint types contracts test ## everything that has to hold
 
@@ -26,6 +26,12 @@ contracts: $(VENV)/.ready
 
 docs: $(VENV)/.ready ## rewrite docs/cli.md from the commands
 	$(BIN)/python -m docs.make_cli > docs/cli.md
+
+native: $(VENV)/.ready ## build the native CPU kernels in place (opt-in: MOESAIC_KERNELS=cpu)
+	$(BIN)/python -m pip install --quiet 'nanobind>=3.1,<4' 'cmake>=3.20'
+	$(BIN)/cmake -S native -B build/native -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build build/native --parallel 2
+	cp build/native/_cpu*.so src/moesaic/kernels/
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.compress

@@ -147,6 +147,23 @@ def test_torn_files_of_a_killed_run(long_checkpoint: Path, undisturbed: Path, tm
     assert files_of(out) == files_of(undisturbed)
 
 
+@pytest.mark.parametrize("limit", [1000, 100_000])
+def test_no_room_to_go_on(limit: int, long_checkpoint: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """A run that finds no room when it goes on keeps what an earlier one finished."""
+    out = tmp_path / "out"
+    process = start_cli("compress", long_checkpoint, "-o", out, *LONG)
+    wait_for_unit(process, out, 2)
+    process.send(signal.SIGKILL)
+    process.finish()
+    result = run_cli("compress", long_checkpoint, "-o", out, *LONG, file_bytes=limit)
+    assert result.code == 1
+    assert "no room" in result.err
+    assert not out.exists()
+    assert journal_has(out, 3)()
+    assert run_cli("compress", long_checkpoint, "-o", out, *LONG).code == 0
+    assert files_of(out) == files_of(undisturbed)
+
+
 def test_work_of_another_command_is_kept(long_checkpoint: Path, tmp_path: Path) -> None:
     """An unfinished run with other options is refused with what changed; --overwrite discards it."""
     out = tmp_path / "out"

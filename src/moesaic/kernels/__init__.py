@@ -11,7 +11,8 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from moesaic.kernels import reference
+from moesaic.errors import KernelUnavailable
+from moesaic.kernels import cpu, reference
 from moesaic.kernels.layer import ExpertLayer
 from moesaic.packing.layout import MatrixLayout
 from moesaic.registry import look_up
@@ -31,6 +32,7 @@ class Backend(Protocol):
 
 BACKENDS: dict[str, Backend] = {
     "reference": cast(Backend, reference),
+    "cpu": cast(Backend, cpu),
 }
 
 
@@ -43,6 +45,11 @@ def select(device: str = "cpu", prefer: str | None = None) -> Backend:
 
     Raises:
         UnknownName: no backend of that name.
+        KernelUnavailable: that backend cannot run here; says why.
     """
-    del device  # the reference backend runs wherever torch does
-    return look_up(prefer or os.environ.get("MOESAIC_KERNELS") or "reference", BACKENDS, kind="kernel backend")
+    backend = look_up(prefer or os.environ.get("MOESAIC_KERNELS") or "reference", BACKENDS, kind="kernel backend")
+    if backend is BACKENDS["cpu"]:
+        ready, reason = cpu.available()
+        if not ready or device != "cpu":
+            raise KernelUnavailable(f"kernel backend cpu on {device}: {reason}")
+    return backend

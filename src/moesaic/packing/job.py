@@ -74,14 +74,16 @@ class PackingJob:
         self.work.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.work)
         self._journal = self.work / "journal.jsonl"
+        found = self._journal.exists()
         try:
             self._recover(overwrite=overwrite)
         except JobMismatch:
-            os.close(self._lock)
+            self._unlock()
             raise
         except OSError as error:
-            shutil.rmtree(self.work, ignore_errors=True)
-            os.close(self._lock)
+            if not found:
+                shutil.rmtree(self.work, ignore_errors=True)
+            self._unlock()
             raise storage_error(error, self.work) from error
         self.out.mkdir(exist_ok=True)
         self._file_of = dict(zip(shard_names(len(shards)), shards, strict=True))
@@ -143,7 +145,7 @@ class PackingJob:
             self.target.rename(self.work / "replaced")
         self.out.rename(self.target)
         _sync(self.target.parent)
-        os.close(self._lock)
+        self._unlock()
         shutil.rmtree(self.work)
 
     def abandon(self, *, keep: bool = True) -> None:
@@ -155,7 +157,12 @@ class PackingJob:
         self.close_files()
         if not (keep and self._done):
             shutil.rmtree(self.work, ignore_errors=True)
-        os.close(self._lock)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def close_files(self) -> None:
         """Close the files of tensors."""
@@ -166,7 +173,8 @@ class PackingJob:
     def _recover(self, *, overwrite: bool) -> None:
         lines = _read_lines(self._journal)
         if lines and lines[0].get("identity") == self._identity:
-            _write_lines(self._journal, lines)  # without a torn one
+            if self._journal.read_text(encoding="utf-8", errors="replace") != _text(lines):
+                _write_lines(self._journal, lines)  # without a torn one
             for line in lines[1:]:
                 self._done.add(line["unit"])
                 self.digests.update(line["digests"])
@@ -228,9 +236,17 @@ def _read_lines(journal: Path) -> list[dict[str, Any]]:
 
 def _write_lines(journal: Path, lines: list[dict[str, Any]]) -> None:
     draft = journal.with_name(journal.name + ".draft")
-    draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    _sync(draft)
-    draft.replace(journal)
+    try:
+        draft.write_text(_text(lines), encoding="utf-8")
+        _sync(draft)
+        draft.replace(journal)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

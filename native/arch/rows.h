@@ -1,0 +1,259 @@
+// What is done with rows of floats: quantizing activations, activation functions, conversions. Plain loops that
+// compilers turn into vector code; in an unnamed namespace for the reason given in tiles.h.
+
+#pragma once
+
+#include "tiles.h"
+
+namespace moesaic {
+namespace {
+
+template <class To, class From>
+MOESAIC_INLINE To bits_as(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  __builtin_memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// int8 activations
+//
+// In vectors of one quad, so that a part has vectors of its own; every CPU has them.
+
+using Floats4 = float __attribute__((vector_size(4 * kQuad)));
+using Words4 = std::uint32_t __attribute__((vector_size(4 * kQuad)));
+using Ints4 = std::int32_t __attribute__((vector_size(4 * kQuad)));
+
+constexpr std::uint32_t kInfinity = 0x7F800000, kTiny = 0x0D800000;  // bits of 2^-100: what is smaller counts as zero
+constexpr float kRounder = 12582912.0f;                              // 1.5 * 2^23: adding it rounds to whole numbers
+
+MOESAIC_INLINE Words4 larger(Words4 a, Words4 b) { return a > b ? a : b; }
+
+MOESAIC_INLINE std::uint32_t largest_of(Words4 v) {
+  v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
+  v = larger(v, __builtin_shufflevector(v, v, 1, 0, 3, 2));
+  return v[0];
+}
+
+template <class Vector, class Element>
+MOESAIC_INLINE Vector loaded(const Element* from) {
+  Vector v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+struct Grid {
+  float scale, inverse;
+};
+
+// The grid of codes -127 .. 127 for magnitudes whose bits are at most `top`. The scale is rounded up to 12 significant
+// bits: its product with an accumulator's start is then exact.
+MOESAIC_INLINE Grid grid_of(std::uint32_t top) {
+  if (top >= kInfinity) return {__builtin_nanf(""), 0};
+  if (top < kTiny) return {0, 0};
+  const float scale = bits_as<float>((bits_as<std::uint32_t>(bits_as<float>(top) / 127.0f) + 0xFFFu) & ~0xFFFu);
+  return {scale, 1.0f / scale};
+}
+
+// The grids of the parts of a group; with one part, that of all its columns for every part.
+MOESAIC_INLINE void grids_of_group(const float* x, int group, int parts, Grid (&grids)[kParts]) {
+  Words4 tops[kParts] = {};
+  for (int k = 0; k < group; k += kParts * kQuad) {
+    for (int s = 0; s < kParts; ++s) {  // bits compare like the magnitudes, NaN above all
+      tops[s] = larger(tops[s], loaded<Words4>(x + k + kQuad * s) & 0x7FFFFFFFu);
+    }
+  }
+  if (parts == 1) {
+    grids[0] = grid_of(largest_of(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]))));
+    for (int s = 1; s < kParts; ++s) grids[s] = grids[0];
+  } else {
+    for (int s = 0; s < kParts; ++s) grids[s] = grid_of(largest_of(tops[s]));
+  }
+}
+
+// Writes the codes of one group and sums up each part's.
+template <class V>
+MOESAIC_INLINE void encode_group(const float* x, int group, const Grid (&grids)[kParts], int panel,
+                                 std::int8_t* codes, std::int32_t (&sums)[kParts]) {
+  Ints4 total[kParts] = {};
+  for (int k = 0; k < group; k += kParts * kQuad) {
+    Ints4 rounded[kParts];
+    for (int s = 0; s < kParts; ++s) {
+      const Floats4 shifted = loaded<Floats4>(x + k + kQuad * s) * grids[s].inverse + kRounder;
+      rounded[s] = bits_as<Ints4>(shifted) - bits_as<std::int32_t>(kRounder);
+      total[s] += rounded[s];
+    }
+    std::int8_t bytes[kParts * kQuad];
+    V::narrow(rounded, panel == 1 ? codes + k : bytes);
+    for (int s = 0; panel != 1 && s < kParts; ++s) {
+      std::memcpy(codes + (k + kQuad * s) * panel, bytes + kQuad * s, kQuad);
+    }
+  }
+  for (int s = 0; s < kParts; ++s) sums[s] = (total[s][0] + total[s][1]) + (total[s][2] + total[s][3]);
+}
+
+// What takes back the weights of `few`'s in-place codes, per part.
+template <class V>
+void part_weights(int bits, float (&weights)[kParts]) {
+  chosen<1, 2, 3, 4, 8>(bits, [&](auto b) {
+    unrolled<kParts>([&](auto s) { weights[s] = 1.0f / static_cast<float>(1 << weight_shift<V, b, false>(s)); });
+  });
+}
+
+template <class V>
+void quantize(const Matrix& like, const float* x, int columns, int groups, int parts, int panel, std::int8_t* codes,
+              float* scales, float* sums) {
+  float weights[kParts] = {1, 1, 1, 1};
+  if (parts == kParts) part_weights<V>(like.bits, weights);
+  const float unit = zero_factor(like);
+  const int group = like.group;
+  float end[128] = {};  // the last columns, with the zeros that fill their group; or zeros alone
+  for (int j = 0; j < groups; ++j) {
+    const int left = columns - j * group;
+    const float* from = left < group ? end : x + std::ptrdiff_t{j} * group;
+    if (left > 0 && left < group) std::memcpy(end, x + std::ptrdiff_t{j} * group, sizeof(float) * left);
+    Grid grids[kParts];
+    grids_of_group(from, group, parts, grids);
+    std::int32_t totals[kParts];
+    encode_group<V>(from, group, grids, panel, codes + std::ptrdiff_t{j} * group * panel, totals);
+    float sum = 0;
+    for (int s = 0; s < kParts; ++s) sum += grids[s].scale * static_cast<float>(totals[s]);
+    sums[std::ptrdiff_t{j} * panel] = unit * sum;
+    for (int s = 0; s < parts; ++s) scales[std::ptrdiff_t{j} * panel * parts + s] = grids[s].scale * weights[s];
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Activation functions, to about 1e-7
+
+MOESAIC_INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float n = __builtin_rintf(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two pieces, the first exact in n * piece
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * bits_as<float>((static_cast<std::int32_t>(n) + 127) << 23);
+}
+
+MOESAIC_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Abramowitz and Stegun 7.1.26, absolute error below 2e-7.
+MOESAIC_INLINE float error_function(float x) {
+  const float a = __builtin_fabsf(x);
+  const float t = 1.0f / (1.0f + 0.3275911f * a);
+  float p = 1.061405429f;
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  return __builtin_copysignf(1.0f - p * t * exponential(-a * a), x);
+}
+
+MOESAIC_INLINE float smallest(float a, float b) { return a > b ? b : a; }
+MOESAIC_INLINE float largest(float a, float b) { return a < b ? b : a; }
+
+template <class Function>
+MOESAIC_INLINE void each(const float* gate, const float* up, float* out, int count, Function&& function) {
+  if (gate) {
+    for (int i = 0; i < count; ++i) out[i] = function(gate[i]) * up[i];
+  } else {
+    for (int i = 0; i < count; ++i) out[i] = function(up[i]);
+  }
+}
+
+inline void swiglu_clamped(Activation a, const float* gate, const float* up, float* out, int count) {
+  for (int i = 0; i < count; ++i) {
+    const float g = smallest(gate[i], a.limit);
+    const float u = largest(smallest(up[i], a.limit), -a.limit);
+    out[i] = (u + 1.0f) * (g * sigmoid(a.alpha * g));
+  }
+}
+
+inline void activate(Activation a, const float* gate, const float* up, float* out, int count) {
+  switch (a.kind) {
+    case ActivationKind::silu:
+      return each(gate, up, out, count, [](float x) { return x * sigmoid(x); });
+    case ActivationKind::gelu:
+      return each(gate, up, out, count,
+                  [](float x) { return 0.5f * x * (1.0f + error_function(x * 0.70710678f)); });
+    case ActivationKind::gelu_tanh:  // (1 + tanh(y)) / 2 = sigmoid(2 y)
+      return each(gate, up, out, count, [](float x) {
+        return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
+      });
+    case ActivationKind::relu:
+      return each(gate, up, out, count, [](float x) { return largest(x, 0.0f); });
+    case ActivationKind::swiglu_clamped:
+      return swiglu_clamped(a, gate, up, out, count);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 16-bit floats
+
+MOESAIC_INLINE float from_bfloat16(std::uint16_t h) { return bits_as<float>(std::uint32_t{h} << 16); }
+
+MOESAIC_INLINE std::uint16_t to_bfloat16(float value) {
+  const auto bits = bits_as<std::uint32_t>(value);
+  const std::uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const bool nan = (bits & 0x7FFFFFFFu) > kInfinity;
+  return static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
+}
+
+MOESAIC_INLINE float from_float16(std::uint16_t h) {
+  const std::uint32_t sign = (h & 0x8000u) << 16, magnitude = h & 0x7FFFu;
+  const std::uint32_t normal = (magnitude << 13) + (112u << 23);
+  const std::uint32_t special = normal + (112u << 23);  // infinity and NaN: the largest exponent stays the largest
+  const auto small = bits_as<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
+  return bits_as<float>(sign | (magnitude < 0x400u ? small : magnitude < 0x7C00u ? normal : special));
+}
+
+MOESAIC_INLINE std::uint16_t to_float16(float value) {
+  const auto bits = bits_as<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+  const std::uint32_t normal = (magnitude + 0xFFFu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  const std::uint32_t special = magnitude > kInfinity ? 0x7E00u : 0x7C00u;
+  // below 2^-14 a float16 counts in steps of 2^-24
+  const float clipped = smallest(bits_as<float>(magnitude), 0x1p-14f);
+  const auto small = static_cast<std::uint32_t>(static_cast<std::int32_t>(__builtin_rintf(clipped * 0x1p24f)));
+  const std::uint32_t result = magnitude < 0x38800000u ? small : magnitude < 0x47800000u ? normal : special;
+  return static_cast<std::uint16_t>(sign | result);
+}
+
+inline void to_float(DType dtype, const void* in, float* out, int count) {
+  const auto* halves = static_cast<const std::uint16_t*>(in);
+  if (dtype == DType::float32) {
+    std::memcpy(out, in, sizeof(float) * count);
+  } else if (dtype == DType::bfloat16) {
+    for (int i = 0; i < count; ++i) out[i] = from_bfloat16(halves[i]);
+  } else {
+    for (int i = 0; i < count; ++i) out[i] = from_float16(halves[i]);
+  }
+}
+
+inline void from_float(DType dtype, const float* in, void* out, int count) {
+  auto* halves = static_cast<std::uint16_t*>(out);
+  if (dtype == DType::float32) {
+    std::memcpy(out, in, sizeof(float) * count);
+  } else if (dtype == DType::bfloat16) {
+    for (int i = 0; i < count; ++i) halves[i] = to_bfloat16(in[i]);
+  } else {
+    for (int i = 0; i < count; ++i) halves[i] = to_float16(in[i]);
+  }
+}
+
+template <class V>
+constexpr Kernels table(const char* name) {
+  return {name,     V::few_rows, V::panel_rows, quantize<V>, few<V>,      many<V>,
+          exact<V>, activate,    to_float,      from_float,  read_all<V>, dot_products<V>};
+}
+
+}  // namespace
+}  // namespace moesaic

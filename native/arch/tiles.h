@@ -1,0 +1,472 @@
+// The kernels on packed matrices, written once over a vector type `V`. Each file of `arch/` says what its vectors are.
+//
+// V holds `lanes` rows of a block: one 32-bit lane a row, in it the four columns of a quad.
+//   Codes        unsigned bytes, 4 x lanes; load, store, keep<mask>, down<shift>, merge, column
+//   Floats       float32 x lanes; load, store, fill, from_bytes, add, mul, fma (ab + c), fnma (c - ab)
+//   Ints         int32 x lanes; sum, floats
+//   narrow       int32, which fit, to int8
+//   Dot<bits>    an accumulator `Acc` of products of quads: start, add, and after at most `span` additions value
+//                (Floats), scaled (value * scale) or widen (Ints). `magic` is what start puts below the products.
+//   whole_bytes  whether add takes codes of up to 255; else up to 15, and Dot<8> looks after 8 bits itself
+//   units        vectors of rows that `many` multiplies together
+//   few_units    the same for `few` with a single activation row
+//   few_rows, panel_rows   as in the table
+//
+// Everything is in an unnamed namespace: the files are compiled for different instruction sets, and a function
+// shared by the linker could end up with instructions that the CPU lacks.
+
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../kernels.h"
+
+#define MOESAIC_INLINE inline __attribute__((always_inline))
+
+namespace moesaic {
+namespace {
+
+template <int value>
+using Constant = std::integral_constant<int, value>;
+
+template <class Body, int... values>
+MOESAIC_INLINE void unrolled_over(Body&& body, std::integer_sequence<int, values...>) {
+  (body(Constant<values>{}), ...);
+}
+
+// body(Constant<0>), ..., body(Constant<count - 1>)
+template <int count, class Body>
+MOESAIC_INLINE void unrolled(Body&& body) {
+  unrolled_over(body, std::make_integer_sequence<int, count>{});
+}
+
+// body(Constant<value>) for the value out of `values` that equals `wanted`
+template <int... values, class Body>
+MOESAIC_INLINE void chosen(int wanted, Body&& body) {
+  (void)((wanted == values ? (body(Constant<values>{}), true) : false) || ...);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// From planes to quads
+//
+// Shifts cost as much as products do, so where possible codes are handed out where they lie in their bytes: as
+// code << weight, the same weight for all quads of a part. The scale of the part takes it back. `plain` asks for
+// codes without weights.
+
+template <class V, int bits, bool plain>
+constexpr int weight_shift(int part) {
+  if (plain || bits == 8) return 0;
+  if (bits == 1) return part;
+  if (bits == 2) return V::whole_bytes ? 2 * part : 2 * (part % 2);
+  if (bits == 3) return V::whole_bytes ? 2 * (part < 3 ? part : 2) : 0;
+  return V::whole_bytes ? 4 * (part % 2) : 0;
+}
+
+// Field s (of width p) of a vector, as code << weight.
+template <class V, int p, int s, int weight>
+MOESAIC_INLINE typename V::Codes field(typename V::Codes codes) {
+  return V::template keep<((1 << p) - 1) << weight>(V::template down<s * p - weight>(codes));
+}
+
+// Three bits: field s of a vector of low bits, with field 4 half + s of a vector of high bits.
+template <class V, int half, int s, int weight>
+MOESAIC_INLINE typename V::Codes field3(typename V::Codes low, typename V::Codes high) {
+  return V::template merge<3 << weight, 4 << weight>(V::template down<2 * s - weight>(low),
+                                                     V::template down<4 * half + s - 2 - weight>(high));
+}
+
+// Calls take(quad, part, codes) for every quad of `units` tiles that are gone through together; codes[u] belongs to tile
+// u, part is a compile-time constant, quad % 4. A tile is given by the first byte of the wanted lanes; its vectors
+// are 64 bytes apart. `group` may be a Constant or an int.
+template <class V, int bits, bool plain, int units, class Group, class Take>
+MOESAIC_INLINE void for_each_quad(const std::uint8_t* const (&tiles)[units], Group group, Take&& take) {
+  typename V::Codes codes[units];
+  if constexpr (bits == 3) {
+    for (int v = 0; v < group / 32; ++v) {
+      typename V::Codes highs[units];
+      for (int u = 0; u < units; ++u) highs[u] = V::load(tiles[u] + 4 * group + 64 * v);
+      unrolled<8>([&](auto i) {
+        constexpr int half = i / 4, s = i % 4;
+        for (int u = 0; u < units; ++u) {
+          const auto low = V::load(tiles[u] + 64 * (2 * v + half));
+          codes[u] = field3<V, half, s, weight_shift<V, bits, plain>(s)>(low, highs[u]);
+        }
+        take(8 * v + i, Constant<s>{}, codes);
+      });
+    }
+  } else {
+    constexpr int fields = 8 / bits;                      // quads in a vector
+    constexpr int vectors = fields < 4 ? 4 / fields : 1;  // vectors after which the parts repeat
+    for (int v = 0; v < group / 4 / fields; v += vectors) {
+      unrolled<vectors * fields>([&](auto i) {
+        constexpr int part = i % kParts;
+        for (int u = 0; u < units; ++u) {
+          const auto packed = V::load(tiles[u] + 64 * (v + i / fields));
+          codes[u] = field<V, bits, i % fields, weight_shift<V, bits, plain>(part)>(packed);
+        }
+        take(v * fields + i, Constant<part>{}, codes);
+      });
+    }
+  }
+}
+
+// What a matrix' zero codes are multiplied with; the zero itself on a symmetric grid.
+inline float zero_factor(const Matrix& m) {
+  const float top = static_cast<float>((1 << m.bits) - 1);
+  return m.symmetric ? top / 2 : top / 255;
+}
+
+// `sum` is in units of zero codes. Returns value - zero * sum of x.
+template <class V>
+MOESAIC_INLINE typename V::Floats less_zero(typename V::Floats value, const std::uint8_t* zero_codes, float sum) {
+  if (!zero_codes) return V::add(value, V::fill(-sum));
+  return V::fnma(V::from_bytes(zero_codes), V::fill(sum), value);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// few: stream the codes once
+
+constexpr int kPrefetchAhead = 2048;  // bytes; the hardware's own prefetching stops at the end of a page
+
+// Where the vectors of rows that are worked on together begin: `units` vectors from lane `lane` of a block on.
+template <class V>
+struct Unit {
+  Unit(int block, int lane, int number)
+      : block(block + (lane + number * V::lanes) / kBlockRows), lane((lane + number * V::lanes) % kBlockRows) {}
+  int block, lane;
+};
+
+// One group of `units` vectors of rows, times `rows` activation rows.
+template <class V, int bits, int rows, int units, class Group>
+MOESAIC_INLINE void few_tiles(Group group, const std::uint8_t* const (&tiles)[units],
+                              const std::uint8_t* const (&parameters)[units], bool symmetric,
+                              const std::int8_t* quads, const float* scales, const float* sums,
+                              typename V::Floats (&total)[units][rows]) {
+  using Dot = typename V::template Dot<bits>;
+  typename Dot::Acc dots[kParts][units][rows];
+  for (auto& part : dots) {
+    for (auto& unit : part) {
+      for (auto& dot : unit) dot = Dot::start();
+    }
+  }
+  for_each_quad<V, bits, false>(tiles, group, [&](int quad, auto part, const typename V::Codes(&codes)[units]) {
+    unrolled<rows>([&](auto t) {
+      for (int u = 0; u < units; ++u) Dot::add(dots[part][u][t], codes[u], quads + kQuad * (quad * rows + t));
+    });
+  });
+  unrolled<units>([&](auto u) {
+    const auto scale = V::from_bytes(parameters[u]);
+    unrolled<rows>([&](auto t) {
+      auto value = V::mul(Dot::value(dots[0][u][t]), V::fill(scales[kParts * t]));
+      unrolled<kParts - 1>([&](auto s) {
+        value = V::fma(Dot::value(dots[s + 1][u][t]), V::fill(scales[kParts * t + s + 1]), value);
+      });
+      value = less_zero<V>(value, symmetric ? nullptr : parameters[u] + kBlockRows, sums[t]);
+      total[u][t] = V::fma(value, scale, total[u][t]);
+    });
+  });
+}
+
+// All groups of `units` vectors of rows that begin at a lane of a block.
+template <class V, int bits, int rows, int units, class Group>
+void few_units(Group group, const Matrix& m, Panel x, int block, int lane, float* results, std::size_t stride) {
+  const std::uint8_t *tiles[units], *parameters[units];
+  typename V::Floats total[units][rows];
+  for (int u = 0; u < units; ++u) {
+    const Unit<V> unit(block, lane, u);
+    const std::ptrdiff_t first = std::ptrdiff_t{unit.block} * m.groups;
+    tiles[u] = m.codes + first * m.tile_bytes() + kQuad * unit.lane;
+    parameters[u] = m.parameters + first * m.parameter_bytes() + unit.lane;
+    for (auto& row : total[u]) row = V::fill(0);
+  }
+  for (int j = 0; j < m.groups; ++j) {
+    for (int u = 0; u < units; ++u) {
+      if (Unit<V>(0, 0, u).lane > 0 || lane > 0) continue;  // the block's first unit fetches for all
+      for (int line = 0; line < 2 * group * bits; line += 64) __builtin_prefetch(tiles[u] + kPrefetchAhead + line);
+    }
+    few_tiles<V, bits, rows, units>(group, tiles, parameters, m.symmetric, x.codes + std::ptrdiff_t{j} * group * rows,
+                                    x.scales + j * rows * kParts, x.sums + j * rows, total);
+    for (int u = 0; u < units; ++u) {
+      tiles[u] += 2 * group * bits;
+      parameters[u] += m.parameter_bytes();
+    }
+  }
+  for (int u = 0; u < units; ++u) {
+    const Unit<V> unit(block, lane, u);
+    const auto scale = V::from_bfloat16(m.row_scale + kBlockRows * unit.block + unit.lane);
+    float* at = results + lane + u * V::lanes;
+    for (int t = 0; t < rows; ++t) V::store(at + t * stride, V::mul(scale, total[u][t]));
+  }
+}
+
+template <class V, int bits, int rows, int units, class Group>
+void few_blocks(Group group, const Matrix& m, Panel x, Blocks blocks, Output out) {
+  constexpr int together = units * V::lanes < kBlockRows ? 1 : units * V::lanes / kBlockRows;
+  constexpr int step = units * V::lanes < kBlockRows ? units * V::lanes : kBlockRows;
+  for (int block = blocks.first; block + together <= blocks.last; block += together) {
+    float* results = out.data + kBlockRows * (block - blocks.first);
+    for (int lane = 0; lane < kBlockRows; lane += step) {
+      few_units<V, bits, rows, units>(group, m, x, block, lane, results, out.stride);
+    }
+  }
+  if constexpr (together > 1) {
+    const int left = (blocks.last - blocks.first) % together;
+    const Output rest{out.data + kBlockRows * (blocks.last - left - blocks.first), out.stride};
+    few_blocks<V, bits, rows, kBlockRows / V::lanes>(group, m, x, {blocks.last - left, blocks.last}, rest);
+  }
+}
+
+// One row, the case that matters most, gets code for every group size, and several vectors of rows at once: more sums
+// that do not wait for each other, and fewer loads of activations.
+template <class V>
+void few(const Matrix& m, Panel x, int rows, Blocks blocks, Output out) {
+  chosen<1, 2, 3, 4, 8>(m.bits, [&](auto bits) {
+    if (rows == 1) {
+      return chosen<32, 64, 128>(m.group, [&](auto group) { few_blocks<V, bits, 1, V::few_units>(group, m, x, blocks, out); });
+    }
+    unrolled<V::few_rows - 1>([&](auto t) {
+      if (rows == t + 2) few_blocks<V, bits, t + 2, 1>(m.group, m, x, blocks, out);
+    });
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// many: unpack a stretch of columns once, multiply all rows with it
+
+constexpr int kChunk = 512;  // columns; the unpacked codes of two row blocks are 16 KB and stay in the first cache
+constexpr int kRowStep = 4;  // panels are worked on in multiples of this many rows
+
+// The unpacked columns of `count` row blocks: codes [quad][count][64], factors [group][16 count].
+template <int count>
+struct Unpacked {
+  alignas(64) std::uint8_t codes[count * kBlockRows * kChunk];
+  alignas(64) float scale[kChunk / 32][count * kBlockRows];
+  alignas(64) float scaled_zero[kChunk / 32][count * kBlockRows];
+};
+
+template <class V, int bits, int count>
+void unpack(const Matrix& m, int block, int first_group, int groups, Unpacked<count>& to) {
+  for (int b = 0; b < count; ++b) {
+    const std::ptrdiff_t at = std::ptrdiff_t{block + b} * m.groups + first_group;
+    const std::uint8_t* tile = m.codes + at * m.tile_bytes();
+    const std::uint8_t* parameters = m.parameters + at * m.parameter_bytes();
+    for (int j = 0; j < groups; ++j, tile += m.tile_bytes(), parameters += m.parameter_bytes()) {
+      for (int lane = 0; lane < kBlockRows; lane += V::lanes) {
+        std::uint8_t* codes = to.codes + kBlockRows * m.group * count * j + 64 * b + kQuad * lane;
+        const std::uint8_t* const tiles[] = {tile + kQuad * lane};
+        for_each_quad<V, bits, true>(tiles, m.group, [&](int quad, auto, const typename V::Codes(&value)[1]) {
+          V::store(codes + 64 * count * quad, value[0]);
+        });
+        const auto scale = V::from_bytes(parameters + lane);
+        const auto zero = m.symmetric ? V::fill(1) : V::from_bytes(parameters + kBlockRows + lane);
+        V::store(&to.scale[j][kBlockRows * b + lane], scale);
+        V::store(&to.scaled_zero[j][kBlockRows * b + lane], V::mul(scale, zero));
+      }
+    }
+  }
+}
+
+// Integer products of one group: `units` vectors of rows times `rows` activation rows, at most `Dot::span` quads.
+template <class V, class Dot, int units, int rows>
+MOESAIC_INLINE void multiply(const std::uint8_t* codes, const std::int8_t* quads, int count,
+                             typename Dot::Acc (&dots)[rows][units]) {
+  for (auto& row : dots) {
+    for (auto& dot : row) dot = Dot::start();
+  }
+  for (int q = 0; q < count; ++q) {
+    typename V::Codes unit[units];
+    unrolled<units>([&](auto u) { unit[u] = V::load(codes + kQuad * V::lanes * (q * units + u)); });
+    unrolled<rows>([&](auto t) {
+      unrolled<units>([&](auto u) { Dot::add(dots[t][u], unit[u], quads + kQuad * (q * V::panel_rows + t)); });
+    });
+  }
+}
+
+// The same for a whole group, as floats times the activations' scales: take(t, u, value).
+template <class V, class Dot, int units, int rows, class Take>
+MOESAIC_INLINE void group_product(const std::uint8_t* codes, const std::int8_t* quads, int count, const float* scales,
+                                  Take&& take) {
+  typename Dot::Acc dots[rows][units];
+  if constexpr (Dot::span >= 32) {
+    alignas(64) float below[V::panel_rows];  // what the accumulators' start amounts to
+    for (int t = 0; t < rows; ++t) below[t] = -Dot::magic * scales[t];
+    // Broadcast them from memory: GCC would take them out of a register, with shuffles that products have to wait for.
+    if constexpr (Dot::magic != 0) __asm__ volatile("" : "+m"(below));
+    multiply<V, Dot, units, rows>(codes, quads, count, dots);
+    unrolled<rows>([&](auto t) {
+      unrolled<units>([&](auto u) { take(t, u, Dot::scaled(dots[t][u], scales[t], below[t])); });
+    });
+  } else {
+    typename V::Ints wide[rows][units] = {};
+    for (int q = 0; q < count; q += Dot::span) {
+      const int step = count - q < Dot::span ? count - q : Dot::span;
+      multiply<V, Dot, units, rows>(codes + kQuad * V::lanes * units * q, quads + kQuad * V::panel_rows * q, step, dots);
+      unrolled<rows>([&](auto t) {
+        unrolled<units>([&](auto u) { wide[t][u] = V::sum(wide[t][u], Dot::widen(dots[t][u])); });
+      });
+    }
+    unrolled<rows>([&](auto t) {
+      unrolled<units>([&](auto u) { take(t, u, V::mul(V::floats(wide[t][u]), V::fill(scales[t]))); });
+    });
+  }
+}
+
+// Adds one group's share to the results of `rows` activation rows.
+template <class V, class Dot, int units, int rows>
+void many_tile(const std::uint8_t* codes, const float* scale, const float* scaled_zero, int count,
+               const std::int8_t* quads, const float* scales, const float* sums, Output out) {
+  group_product<V, Dot, units, rows>(codes, quads, count, scales, [&](auto t, auto u, typename V::Floats value) {
+    float* at = out.data + t * out.stride + u * V::lanes;
+    const auto so_far = V::fnma(V::load(scaled_zero + u * V::lanes), V::fill(sums[t]), V::load(at));
+    V::store(at, V::fma(value, V::load(scale + u * V::lanes), so_far));
+  });
+}
+
+// All rows times the unpacked groups first_group .. first_group + groups - 1.
+template <class V, class Dot, int count>
+void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int groups, Panel x, int rows,
+                Output out) {
+  constexpr int units = count * kBlockRows / V::lanes;
+  for (int row = 0; row < rows; row += V::panel_rows) {
+    const int here = rows - row < V::panel_rows ? rows - row : V::panel_rows;
+    const std::ptrdiff_t group_row = std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows;
+    const std::int8_t* quads = x.codes + group_row * m.group;
+    const Output results{out.data + row * out.stride, out.stride};
+    for (int j = 0; j < groups; ++j) {
+      const std::ptrdiff_t at = group_row + j * V::panel_rows;
+      unrolled<V::panel_rows / kRowStep>([&](auto step) {
+        constexpr int tile_rows = kRowStep * (step + 1);
+        if (here <= tile_rows && here > tile_rows - kRowStep) {
+          many_tile<V, Dot, units, tile_rows>(w.codes + kBlockRows * count * m.group * j, w.scale[j], w.scaled_zero[j],
+                                              m.group / kQuad, quads + j * m.group * V::panel_rows, x.scales + at,
+                                              x.sums + at, results);
+        }
+      });
+    }
+  }
+}
+
+template <class V, int bits, int count>
+void many_blocks(const Matrix& m, Panel x, int rows, int block, Output out) {
+  const int padded_rows = (rows + kRowStep - 1) / kRowStep * kRowStep;
+  for (int t = 0; t < padded_rows; ++t) std::memset(out.data + t * out.stride, 0, sizeof(float) * kBlockRows * count);
+  Unpacked<count> w;
+  const int step = kChunk / m.group;
+  for (int j = 0; j < m.groups; j += step) {
+    const int groups = m.groups - j < step ? m.groups - j : step;
+    unpack<V, bits, count>(m, block, j, groups, w);
+    many_chunk<V, typename V::template Dot<bits>, count>(m, w, j, groups, x, rows, out);
+  }
+  for (int n = 0; n < kBlockRows * count; n += V::lanes) {
+    const auto scale = V::from_bfloat16(m.row_scale + kBlockRows * block + n);
+    for (int t = 0; t < rows; ++t) {
+      float* at = out.data + t * out.stride + n;
+      V::store(at, V::mul(scale, V::load(at)));
+    }
+  }
+}
+
+template <class V>
+void many(const Matrix& m, Panel x, int rows, Blocks blocks, Output out) {
+  constexpr int together = V::units * V::lanes < kBlockRows ? 1 : V::units * V::lanes / kBlockRows;
+  chosen<1, 2, 3, 4, 8>(m.bits, [&](auto bits) {
+    int block = blocks.first;
+    const auto results = [&] { return Output{out.data + kBlockRows * (block - blocks.first), out.stride}; };
+    for (; blocks.last - block >= together; block += together) {
+      many_blocks<V, bits, together>(m, x, rows, block, results());
+    }
+    for (; block < blocks.last; ++block) many_blocks<V, bits, 1>(m, x, rows, block, results());
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// exact: float32 activations
+
+template <class V, int bits, int rows>
+MOESAIC_INLINE void exact_tile(int group, const std::uint8_t* tile, typename V::Floats scale, typename V::Floats zero,
+                               const float* x, std::size_t x_stride, typename V::Floats (&total)[rows]) {
+  typename V::Floats sum[rows];
+  for (auto& row : sum) row = V::fill(0);
+  const std::uint8_t* const tiles[] = {tile};
+  for_each_quad<V, bits, true>(tiles, group, [&](int quad, auto, const typename V::Codes(&codes)[1]) {
+    unrolled<kQuad>([&](auto c) {
+      const auto weight = V::fnma(V::fill(1), zero, V::template column<c>(codes[0]));
+      unrolled<rows>(
+          [&](auto t) { sum[t] = V::fma(weight, V::fill(x[t * x_stride + kQuad * quad + c]), sum[t]); });
+    });
+  });
+  unrolled<rows>([&](auto t) { total[t] = V::fma(scale, sum[t], total[t]); });
+}
+
+template <class V, int bits, int rows>
+void exact_blocks(const Matrix& m, const float* x, std::size_t x_stride, Blocks blocks, Output out) {
+  const float factor = zero_factor(m);
+  for (int block = blocks.first; block < blocks.last; ++block) {
+    for (int lane = 0; lane < kBlockRows; lane += V::lanes) {
+      typename V::Floats total[rows];
+      for (auto& row : total) row = V::fill(0);
+      for (int j = 0; j < m.groups; ++j) {
+        const std::ptrdiff_t at = std::ptrdiff_t{block} * m.groups + j;
+        const std::uint8_t* parameters = m.parameters + at * m.parameter_bytes() + lane;
+        const auto zero = m.symmetric ? V::fill(factor) : V::mul(V::fill(factor), V::from_bytes(parameters + kBlockRows));
+        exact_tile<V, bits, rows>(m.group, m.codes + at * m.tile_bytes() + kQuad * lane, V::from_bytes(parameters), zero,
+                                  x + std::ptrdiff_t{j} * m.group, x_stride, total);
+      }
+      const auto scale = V::from_bfloat16(m.row_scale + kBlockRows * block + lane);
+      float* results = out.data + kBlockRows * (block - blocks.first) + lane;
+      unrolled<rows>([&](auto t) { V::store(results + t * out.stride, V::mul(scale, total[t])); });
+    }
+  }
+}
+
+template <class V>
+void exact(const Matrix& m, const float* x, std::size_t x_stride, int rows, Blocks blocks, Output out) {
+  chosen<1, 2, 3, 4, 8>(m.bits, [&](auto bits) {
+    unrolled<V::few_rows>([&](auto t) {
+      if (rows == t + 1) exact_blocks<V, bits, t + 1>(m, x, x_stride, blocks, out);
+    });
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Ceilings
+
+template <class V>
+std::uint64_t read_all(const std::uint8_t* data, std::size_t bytes) {
+  constexpr int step = kQuad * V::lanes, streams = 8;
+  typename V::Codes seen[streams];
+  for (auto& part : seen) part = V::load(data);
+  for (std::size_t at = 0; at + streams * step <= bytes; at += streams * step) {
+    __builtin_prefetch(data + at + kPrefetchAhead);
+    unrolled<streams>([&](auto i) { seen[i] = V::template merge<255, 255>(seen[i], V::load(data + at + i * step)); });
+  }
+  std::uint8_t bytes_seen[step];
+  std::uint64_t sum = 0;
+  for (auto& part : seen) {
+    V::store(bytes_seen, part);
+    for (int i = 0; i < step; ++i) sum += bytes_seen[i];
+  }
+  return sum;
+}
+
+template <class V>
+std::uint64_t dot_products(std::uint64_t rounds) {
+  using Dot = typename V::template Dot<2>;
+  constexpr int independent = 12;  // more than latency times throughput of every CPU at hand
+  alignas(64) std::uint8_t bytes[kQuad * V::lanes] = {};
+  std::int8_t quad[kQuad] = {};
+  __asm__ volatile("" : "+m"(bytes), "+m"(quad));
+  const auto codes = V::load(bytes);
+  typename Dot::Acc dots[independent];
+  for (auto& dot : dots) dot = Dot::start();
+  for (std::uint64_t round = 0; round < rounds; ++round) {
+    unrolled<independent>([&](auto i) { Dot::add(dots[i], codes, quad); });
+    for (auto& dot : dots) V::keep_alive(dot);
+  }
+  return rounds * independent * kQuad * V::lanes;
+}
+
+}  // namespace
+}  // namespace moesaic

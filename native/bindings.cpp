@@ -1,0 +1,339 @@
+// The Python face: checks every argument, names the one that is wrong, releases the GIL and runs.
+//
+// Arrays come in as they are (no conversion, no copy); `cpu.py` has the friendly signatures.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "layer.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace moesaic {
+namespace {
+
+using Array = nb::ndarray<nb::ro>;
+using Result = nb::ndarray<>;
+using Shape = std::vector<std::int64_t>;
+
+constexpr std::int64_t kMostRows = 1 << 24;  // of matrices and activations: keeps every product of sizes far from overflow
+constexpr std::size_t kBlobAlignment = 64;
+constexpr int kStoredWidth = 16;  // experts that are not packed: the caller deals with them
+
+[[noreturn]] void refuse(const std::string& argument, const std::string& problem) {
+  throw std::invalid_argument(argument + ": " + problem);
+}
+
+std::string text(const Shape& shape) {
+  std::string result = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
+  return result + "]";
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// arrays
+
+template <class Any>
+Shape shape_of(const Any& array) {
+  Shape shape;
+  for (std::size_t i = 0; i < array.ndim(); ++i) shape.push_back(static_cast<std::int64_t>(array.shape(i)));
+  return shape;
+}
+
+template <class Any>
+bool is_contiguous(const Any& array) {
+  std::int64_t expected = 1;
+  for (std::size_t i = array.ndim(); i-- > 0;) {
+    if (array.shape(i) != 1 && array.stride(i) != expected) return false;
+    expected *= static_cast<std::int64_t>(array.shape(i));
+  }
+  return true;
+}
+
+template <class Any>
+void check_memory(const std::string& name, const Any& array, std::size_t alignment) {
+  if (array.device_type() != nb::device::cpu::value) refuse(name, "must be in main memory (a CPU tensor)");
+  if (array.size() == 0) return;
+  if (!is_contiguous(array)) refuse(name, "must be contiguous");
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignment) {
+    refuse(name, "misaligned: its memory must start at a multiple of " + std::to_string(alignment) + " bytes");
+  }
+}
+
+template <class Any>
+void check_shape(const std::string& name, const Any& array, const Shape& expected) {
+  const Shape found = shape_of(array);
+  if (found != expected) refuse(name, "expected shape " + text(expected) + ", found " + text(found));
+}
+
+template <class Any>
+DType float_dtype(const std::string& name, const Any& array) {
+  const nb::dlpack::dtype dtype = array.dtype();
+  if (dtype == nb::dtype<float>()) return DType::float32;
+  if (dtype == nb::dlpack::dtype{static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1}) return DType::bfloat16;
+  if (dtype == nb::dlpack::dtype{static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1}) return DType::float16;
+  refuse(name, "expected float32, bfloat16 or float16");
+}
+
+// The data of an array of exactly this type and shape.
+template <class Element>
+const Element* checked(const std::string& name, const Array& array, const Shape& shape, const char* type) {
+  if (array.dtype() != nb::dtype<Element>()) refuse(name, std::string("expected ") + type);
+  check_shape(name, array, shape);
+  check_memory(name, array, sizeof(Element));
+  return static_cast<const Element*>(array.data());
+}
+
+const std::uint8_t* checked_blob(const std::string& name, const Array& array, const Shape& shape) {
+  const auto* data = checked<std::uint8_t>(name, array, shape, "uint8");
+  check_memory(name, array, kBlobAlignment);
+  return data;
+}
+
+Rows checked_rows(const std::string& name, const Array& x, std::int64_t columns) {
+  if (x.ndim() != 2) refuse(name, "expected 2 dimensions, found shape " + text(shape_of(x)));
+  const auto rows = static_cast<std::int64_t>(x.shape(0));
+  check_shape(name, x, {rows, columns});
+  if (rows > kMostRows) refuse(name, std::to_string(rows) + " rows are more than " + std::to_string(kMostRows));
+  const DType dtype = float_dtype(name, x);
+  check_memory(name, x, dtype == DType::float32 ? 4 : 2);
+  return {x.data(), dtype, static_cast<int>(rows)};
+}
+
+void* checked_result(Result& out, const Rows& x, std::int64_t columns) {
+  check_shape("out", out, {x.rows, columns});
+  if (float_dtype("out", out) != x.dtype) refuse("out", "expected the dtype of x");
+  check_memory("out", out, x.dtype == DType::float32 ? 4 : 2);
+  return out.data();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// numbers
+
+int checked_size(const char* name, std::int64_t value) {
+  if (value < 1 || value > kMostRows) refuse(name, std::to_string(value) + " is not in 1 .. " + std::to_string(kMostRows));
+  return static_cast<int>(value);
+}
+
+int checked_bits(const std::string& name, int bits) {
+  if (bits != 1 && bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    refuse(name, "width " + std::to_string(bits) + " is not one of 1, 2, 3, 4, 8");
+  }
+  return bits;
+}
+
+int checked_group(int group) {
+  if (group != 32 && group != 64 && group != 128) {
+    refuse("group_size", std::to_string(group) + " is not one of 32, 64, 128");
+  }
+  return group;
+}
+
+Run checked_run(bool exact, int threads) {
+  if (threads < 1) refuse("threads", std::to_string(threads) + " is less than 1");
+  return {exact, threads};
+}
+
+ActivationKind checked_kind(const std::string& kind) {
+  if (kind == "silu") return ActivationKind::silu;
+  if (kind == "gelu") return ActivationKind::gelu;
+  if (kind == "gelu_tanh") return ActivationKind::gelu_tanh;
+  if (kind == "relu") return ActivationKind::relu;
+  if (kind == "swiglu_clamped") return ActivationKind::swiglu_clamped;
+  refuse("activation", "unknown kind '" + kind + "'; known are silu, gelu, gelu_tanh, relu and swiglu_clamped");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// linear
+
+void linear(const Array& x, const Array& blob, const std::optional<Array>& bias, Result out, std::int64_t rows,
+            std::int64_t columns, int bits, int group_size, bool symmetric, bool exact, int threads) {
+  checked_size("rows", rows), checked_size("columns", columns), checked_group(group_size), checked_bits("bits", bits);
+  const auto size = static_cast<std::int64_t>(blob_bytes(rows, columns, bits, group_size, symmetric));
+  const Matrix w = matrix_in(checked_blob("blob", blob, {size}), rows, columns, bits, group_size, symmetric);
+  const Rows input = checked_rows("x", x, columns);
+  const float* bias_data = bias ? checked<float>("bias", *bias, {rows}, "float32") : nullptr;
+  void* result = checked_result(out, input, rows);
+  const Run run = checked_run(exact, threads);
+  const nb::gil_scoped_release release;
+  if (input.rows > 0) run_linear(w, input, bias_data, result, run);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// experts
+
+// One entry (gate_up or down) of all experts, as src/moesaic/kernels/layer.py has it.
+struct Entry {
+  std::string name;
+  std::vector<int> widths;
+  std::map<int, Array> tensors;
+  int matrices, rows, columns, group;
+  bool symmetric;
+
+  std::size_t matrix_bytes(int width) const { return blob_bytes(rows, columns, width, group, symmetric); }
+
+  // Blobs of every expert, nullptr for those that are not packed.
+  std::vector<const std::uint8_t*> blobs() const {
+    std::map<int, std::int64_t> counts;
+    for (int width : widths) {
+      if (width != kStoredWidth) checked_bits(name + " tensor of width " + std::to_string(width), width);
+      ++counts[width];
+    }
+    std::map<int, const std::uint8_t*> next;
+    for (const auto& [width, count] : counts) {
+      if (width == kStoredWidth) continue;
+      const std::string tensor = name + " tensor of width " + std::to_string(width);
+      const auto found = tensors.find(width);
+      if (found == tensors.end()) refuse(tensor, "missing");
+      next[width] = checked_blob(tensor, found->second,
+                                 {count, static_cast<std::int64_t>(matrices * matrix_bytes(width))});
+    }
+    std::vector<const std::uint8_t*> result;
+    for (int width : widths) {
+      result.push_back(width == kStoredWidth ? nullptr : next[width]);
+      if (width != kStoredWidth) next[width] += matrices * matrix_bytes(width);
+    }
+    return result;
+  }
+
+  Matrix matrix(int expert, const std::uint8_t* blob, int number) const {
+    const int width = widths[expert];
+    return matrix_in(blob + number * matrix_bytes(width), rows, columns, width, group, symmetric);
+  }
+};
+
+class Layer {
+ public:
+  Layer(std::int64_t hidden, std::int64_t intermediate, bool gated, int group_size, bool symmetric,
+        std::vector<int> gate_up_widths, std::map<int, Array> gate_up, std::vector<int> down_widths,
+        std::map<int, Array> down, const std::string& activation, float alpha, float limit,
+        std::optional<Array> gate_up_bias, std::optional<Array> down_bias) {
+    layer_.hidden = checked_size("hidden", hidden);
+    layer_.intermediate = checked_size("intermediate", intermediate);
+    layer_.matrices = gated ? 2 : 1;
+    layer_.activation = {checked_kind(activation), alpha, limit};
+    if (layer_.activation.kind == ActivationKind::swiglu_clamped && !gated) {
+      refuse("activation", "swiglu_clamped needs a gate");
+    }
+    checked_group(group_size);
+    Entry first{"gate_up", std::move(gate_up_widths), std::move(gate_up), layer_.matrices, layer_.intermediate,
+                layer_.hidden, group_size, symmetric};
+    Entry second{"down", std::move(down_widths), std::move(down), 1, layer_.hidden, layer_.intermediate,
+                 group_size, symmetric};
+    if (first.widths.size() != second.widths.size()) refuse("down_widths", "not as many as gate_up_widths");
+    add_experts(first, second);
+    const auto experts = static_cast<std::int64_t>(layer_.experts.size());
+    if (gate_up_bias) {
+      layer_.gate_up_bias =
+          checked<float>("gate_up_bias", *gate_up_bias, {experts, layer_.matrices * intermediate}, "float32");
+    }
+    if (down_bias) layer_.down_bias = checked<float>("down_bias", *down_bias, {experts, hidden}, "float32");
+    keep_alive(first.tensors), keep_alive(second.tensors);
+    if (gate_up_bias) kept_.push_back(std::move(*gate_up_bias));
+    if (down_bias) kept_.push_back(std::move(*down_bias));
+  }
+
+  void run(const Array& x, const Array& index, const Array& weights, Result out, bool exact, int threads) const {
+    const Rows input = checked_rows("x", x, layer_.hidden);
+    if (index.ndim() != 2) refuse("index", "expected 2 dimensions, found shape " + text(shape_of(index)));
+    const auto top_k = static_cast<std::int64_t>(index.shape(1));
+    if (top_k > kMostRows / std::max(1, input.rows)) refuse("index", "too many places: " + text(shape_of(index)));
+    const auto* places = checked<std::int64_t>("index", index, {input.rows, top_k}, "int64");
+    const auto* shares = checked<float>("weights", weights, {input.rows, top_k}, "float32");
+    void* result = checked_result(out, input, layer_.hidden);
+    const Run run = checked_run(exact, threads);
+    const nb::gil_scoped_release release;
+    check_packed(places, input.rows * top_k);
+    if (input.rows > 0) run_experts(layer_, input, places, shares, static_cast<int>(top_k), result, run);
+  }
+
+ private:
+  void add_experts(const Entry& first, const Entry& second) {
+    const auto gate_up = first.blobs(), down = second.blobs();
+    for (std::size_t e = 0; e < gate_up.size(); ++e) {
+      Expert expert{};
+      const bool is_packed = gate_up[e] && down[e];
+      for (int i = 0; is_packed && i < layer_.matrices; ++i) {
+        expert.gate_up[i] = first.matrix(static_cast<int>(e), gate_up[e], i);
+      }
+      if (is_packed) expert.down = second.matrix(static_cast<int>(e), down[e], 0);
+      layer_.experts.push_back(expert);
+    }
+  }
+
+  void keep_alive(std::map<int, Array>& tensors) {
+    for (auto& [width, tensor] : tensors) kept_.push_back(std::move(tensor));
+  }
+
+  void check_packed(const std::int64_t* index, std::int64_t count) const {
+    const auto experts = static_cast<std::int64_t>(layer_.experts.size());
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (index[i] >= 0 && index[i] < experts && !layer_.experts[index[i]].down.codes) {
+        refuse("index", "expert " + std::to_string(index[i]) + " is not packed (width 16)");
+      }
+    }
+  }
+
+  ExpertLayer layer_{};
+  std::vector<Array> kept_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// instruction sets and ceilings
+
+std::vector<std::string> isas_here() {
+  std::vector<std::string> names;
+  for (const char* const* name = known_isas(); *name; ++name) {
+    if (isa_runs_here(*name)) names.push_back(*name);
+  }
+  return names;
+}
+
+double bandwidth(const Array& data, int times, int threads) {
+  const auto* bytes = checked<std::uint8_t>("data", data, {static_cast<std::int64_t>(data.size())}, "uint8");
+  checked_size("times", times);
+  const Run run = checked_run(false, threads);
+  const nb::gil_scoped_release release;
+  return read_bandwidth(bytes, data.size(), times, run.threads);
+}
+
+double dot_rate(std::int64_t rounds, int threads) {
+  const Run run = checked_run(false, threads);
+  if (rounds < 1) refuse("rounds", "must be positive");
+  const nb::gil_scoped_release release;
+  return dot_product_rate(static_cast<std::uint64_t>(rounds), run.threads);
+}
+
+NB_MODULE(_cpu, m) {
+  m.doc() = "Kernels on packed matrices for CPUs; moesaic.kernels.cpu is the way to call them.";
+  m.def("linear", &linear, "x"_a.noconvert(), "blob"_a.noconvert(), "bias"_a.noconvert().none(), "out"_a.noconvert(),
+        "rows"_a, "columns"_a, "bits"_a, "group_size"_a, "symmetric"_a, "exact"_a, "threads"_a,
+        "out[rows of x, rows] = x W^T + bias");
+  nb::class_<Layer>(m, "Layer", "One packed expert layer. Keeps the tensors that it was given alive.")
+      .def(nb::init<std::int64_t, std::int64_t, bool, int, bool, std::vector<int>, std::map<int, Array>, std::vector<int>,
+                    std::map<int, Array>, const std::string&, float, float, std::optional<Array>, std::optional<Array>>(),
+           "hidden"_a, "intermediate"_a, "gated"_a, "group_size"_a, "symmetric"_a, "gate_up_widths"_a,
+           "gate_up"_a.noconvert(), "down_widths"_a, "down"_a.noconvert(), "activation"_a, "alpha"_a, "limit"_a,
+           "gate_up_bias"_a.noconvert().none(), "down_bias"_a.noconvert().none())
+      .def("run", &Layer::run, "x"_a.noconvert(), "index"_a.noconvert(), "weights"_a.noconvert(),
+           "out"_a.noconvert(), "exact"_a, "threads"_a, "out = the weighted sum of every token's experts");
+  m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use.");
+  m.def("isas", &isas_here, "The instruction sets that this build and this CPU have, best first.");
+  m.def("use_isa", [](const std::string& name) { use_isa(name.c_str()); }, "name"_a,
+        "Switch the instruction set; the empty string goes back to MOESAIC_CPU_ISA or the best one.");
+  m.def("read_bandwidth", &bandwidth, "data"_a.noconvert(), "times"_a, "threads"_a, "Bytes per second of reading.");
+  m.def("dot_product_rate", &dot_rate, "rounds"_a, "threads"_a, "int8 multiply-adds per second on registers.");
+}
+
+}  // namespace
+}  // namespace moesaic

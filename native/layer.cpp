@@ -1,0 +1,409 @@
+#include "layer.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+
+#include "pool.h"
+#include "prepared.h"
+
+namespace moesaic {
+namespace {
+
+constexpr int kSliceBlocks = 8;       // row blocks of a task: 128 rows, so that a slice of results is whole groups
+constexpr int kSliceRows = kSliceBlocks * kBlockRows;
+constexpr int kRowsAtATime = 384;     // activation rows of one product: results of a slice stay in the second cache
+constexpr double kProductsPerThread = 500e3;  // multiply-adds
+constexpr int kFillingRows = 4;       // rows that a kernel may write after the real ones
+constexpr std::size_t kBatchBytes = 48 << 20;  // of hidden activations in int8 or float32 at a time
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+std::size_t item_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+const std::byte* row_of(const Rows& x, int row, int columns) {
+  return static_cast<const std::byte*>(x.data) + std::size_t(row) * columns * item_bytes(x.dtype);
+}
+
+// One operation at a time uses the buffers; they belong to the process, because mapping fresh pages costs more than many
+// a layer.
+struct Workspace {
+  static constexpr int kMostThreads = 64;
+  std::mutex in_use;
+  Buffer prepared, hidden, sums;
+  Buffer of_thread[kMostThreads][2];
+};
+
+Workspace& workspace() {
+  static Workspace& only = *new Workspace;  // never destroyed: a thread may still be at work while the process ends
+  return only;
+}
+
+// Threads for so many tasks and multiply-adds: waking one up costs what it can do in a few microseconds.
+int team_size(const Run& run, int tasks, double products) {
+  const int worth_while = 1 + static_cast<int>(std::min(products / kProductsPerThread, 1e6));
+  return std::max(1, std::min({run.threads, tasks, worth_while, Workspace::kMostThreads}));
+}
+
+int slices_of(int rows) { return (rows + kSliceRows - 1) / kSliceRows; }
+
+// Slice number s of a matrix.
+struct Slice {
+  Slice(const Matrix& m, int s)
+      : blocks{s * kSliceBlocks, std::min(m.blocks, (s + 1) * kSliceBlocks)},
+        first(s * kSliceRows),
+        count(std::min(m.rows - first, kSliceRows)) {}
+  Blocks blocks;
+  int first, count;  // rows
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// linear
+
+struct LinearJob {
+  const Kernels& kernels;
+  const Matrix& w;
+  Rows x;
+  const float* bias;
+  std::byte* out;
+  Workspace& space;
+};
+
+// Activation rows first .. first + count - 1, made ready.
+class LinearRows {
+ public:
+  LinearRows(const LinearJob& job, int first, int count, bool exact)
+      : job_(job), first_(first), prepared_(job.kernels, job.w, count, exact) {
+    prepared_.place(job.space.prepared.reserve(prepared_.bytes()));
+  }
+
+  int fill_tasks() const { return prepared_.filled_rows(); }
+
+  void fill(int row, Buffer& scratch) {
+    float* values = nullptr;
+    if (row < prepared_.rows()) {
+      values = scratch.floats(job_.w.columns);
+      job_.kernels.to_float(job_.x.dtype, row_of(job_.x, first_ + row, job_.w.columns), values, job_.w.columns);
+    }
+    prepared_.fill(row, values, 0, job_.w.columns);
+  }
+
+  void multiply(int task, Buffer& scratch) const {
+    const Slice slice(job_.w, task);
+    float* results = scratch.floats(std::size_t(prepared_.filled_rows()) * kSliceRows);
+    prepared_.multiply(job_.w, slice.blocks, {results, kSliceRows});
+    for (int row = 0; row < prepared_.rows(); ++row) {
+      float* values = results + std::size_t(row) * kSliceRows;
+      for (int n = 0; job_.bias && n < slice.count; ++n) values[n] += job_.bias[slice.first + n];
+      const std::size_t at = std::size_t(first_ + row) * job_.w.rows + slice.first;
+      job_.kernels.from_float(job_.x.dtype, values, job_.out + at * item_bytes(job_.x.dtype), slice.count);
+    }
+  }
+
+ private:
+  const LinearJob& job_;
+  int first_;
+  Prepared prepared_;
+};
+
+}  // namespace
+
+std::size_t blob_bytes(int rows, int columns, int bits, int group, bool symmetric) {
+  const std::size_t blocks = (rows + kBlockRows - 1) / kBlockRows, groups = (columns + group - 1) / group;
+  const std::size_t parameters = symmetric || bits == 1 ? kBlockRows : 2 * kBlockRows;
+  return aligned(2 * kBlockRows * blocks) + aligned(blocks * groups * parameters) +
+         aligned(blocks * groups * 2 * group * bits);
+}
+
+Matrix matrix_in(const std::uint8_t* blob, int rows, int columns, int bits, int group, bool symmetric) {
+  Matrix m{};
+  m.rows = rows, m.columns = columns, m.bits = bits, m.group = group;
+  m.symmetric = symmetric || bits == 1;
+  m.blocks = (rows + kBlockRows - 1) / kBlockRows;
+  m.groups = (columns + group - 1) / group;
+  const std::size_t tiles = std::size_t(m.blocks) * m.groups;
+  m.row_scale = reinterpret_cast<const std::uint16_t*>(blob);
+  m.parameters = blob + aligned(2 * kBlockRows * std::size_t(m.blocks));
+  m.codes = m.parameters + aligned(tiles * m.parameter_bytes());
+  return m;
+}
+
+void run_linear(const Matrix& w, Rows x, const float* bias, void* out, Run run) {
+  Workspace& space = workspace();
+  const std::lock_guard<std::mutex> lock(space.in_use);
+  const LinearJob job{kernels(), w, x, bias, static_cast<std::byte*>(out), space};
+  for (int first = 0; first < x.rows; first += kRowsAtATime) {
+    LinearRows rows(job, first, std::min(kRowsAtATime, x.rows - first), run.exact);
+    Tasks fills(rows.fill_tasks()), slices(slices_of(w.rows));
+    const double products = double(std::min(kRowsAtATime, x.rows - first)) * w.rows * w.columns;
+    run_on_threads(team_size(run, slices_of(w.rows), products), [&](int thread, Team& team) {
+      Buffer& scratch = space.of_thread[thread][0];
+      for (int task; (task = fills.next()) >= 0;) rows.fill(task, scratch);
+      team.barrier();
+      for (int task; (task = slices.next()) >= 0;) rows.multiply(task, scratch);
+    });
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// experts
+
+namespace {
+
+// A token in an expert.
+struct Place {
+  int token;
+  float weight;
+};
+
+// The tokens of one expert, or some of them, through its matrices.
+struct Group {
+  Group(const Kernels& kernels, const Expert& e, int number, const Place* p, int rows, bool exact)
+      : expert(&e), index(number), places(p), x(kernels, e.gate_up[0], rows, exact), hidden(kernels, e.down, rows, exact) {}
+
+  std::size_t bytes() const { return x.bytes() + hidden.bytes(); }
+  void place(std::byte* memory) {
+    x.place(memory);
+    hidden.place(memory + x.bytes());
+  }
+
+  const Expert* expert;
+  int index;
+  const Place* places;
+  Prepared x, hidden;
+};
+
+// Tokens sorted by expert; inside an expert in their own order, so that sums are always formed in the same order.
+class Routing {
+ public:
+  Routing(const std::int64_t* index, const float* weights, int tokens, int top_k, int experts)
+      : starts_(experts + 1), places_(std::size_t(tokens) * top_k) {
+    const std::size_t count = std::size_t(tokens) * top_k;
+    const auto is_real = [&](std::size_t i) { return index[i] >= 0 && index[i] < experts; };
+    for (std::size_t i = 0; i < count; ++i) {
+      if (is_real(i)) ++starts_[index[i] + 1];
+    }
+    for (int e = 0; e < experts; ++e) starts_[e + 1] += starts_[e];
+    std::vector<int> next(starts_.begin(), starts_.end() - 1);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (is_real(i)) places_[next[index[i]]++] = {static_cast<int>(i / top_k), weights[i]};
+    }
+  }
+
+  int rows(int expert) const { return starts_[expert + 1] - starts_[expert]; }
+  const Place* places(int expert) const { return places_.data() + starts_[expert]; }
+
+ private:
+  std::vector<int> starts_;
+  std::vector<Place> places_;
+};
+
+struct ExpertsJob {
+  const Kernels& kernels;
+  const ExpertLayer& layer;
+  Rows x;
+  std::byte* out;
+  Workspace& space;
+  float* sums;  // [tokens][hidden]
+};
+
+// Some groups that are worked on between two barriers.
+class Batch {
+ public:
+  Batch(const ExpertsJob& job, std::vector<Group> groups, bool is_first, bool is_last)
+      : job_(job), groups_(std::move(groups)), is_first_(is_first), is_last_(is_last) {
+    std::size_t bytes = 0;
+    for (const Group& group : groups_) bytes += group.bytes();
+    std::byte* memory = job.space.prepared.reserve(bytes);
+    for (Group& group : groups_) {
+      group.place(memory);
+      memory += group.bytes();
+      fills_.push_back(fill_tasks() + group.x.filled_rows());
+    }
+  }
+
+  int fill_tasks() const { return fills_.empty() ? 0 : fills_.back(); }
+  int up_tasks() const { return static_cast<int>(groups_.size()) * slices_of(job_.layer.intermediate); }
+  int down_tasks() const { return (job_.layer.hidden + kDownRows - 1) / kDownRows; }
+
+  double products() const {
+    double rows = 0;
+    for (const Group& group : groups_) rows += group.x.rows();
+    return rows * (job_.layer.matrices + 1) * job_.layer.hidden * job_.layer.intermediate;
+  }
+
+  // Makes one row of activations ready.
+  void fill(int task, Buffer& scratch) {
+    const auto found = std::upper_bound(fills_.begin(), fills_.end(), task);
+    Group& group = groups_[found - fills_.begin()];
+    const int row = task - (found == fills_.begin() ? 0 : *(found - 1));
+    const int columns = job_.layer.hidden;
+    float* values = nullptr;
+    if (row < group.x.rows()) {
+      values = scratch.floats(columns);
+      job_.kernels.to_float(job_.x.dtype, row_of(job_.x, group.places[row].token, columns), values, columns);
+    }
+    group.x.fill(row, values, 0, columns);
+  }
+
+  // One slice of rows of gate and up, through the activation, made ready for down.
+  void up(int task, Buffer (&scratch)[2]) {
+    Group& group = groups_[task / slices_of(job_.layer.intermediate)];
+    const Slice slice(group.expert->gate_up[0], task % slices_of(job_.layer.intermediate));
+    const int rows = group.x.rows();
+    float* results[2];
+    for (int i = 0; i < job_.layer.matrices; ++i) {
+      results[i] = scratch[i].floats(std::size_t(rows + kFillingRows) * kSliceRows);
+      group.x.multiply(group.expert->gate_up[i], slice.blocks, {results[i], kSliceRows});
+      add_gate_up_bias(group, i, slice, results[i]);
+    }
+    const float* gate = job_.layer.matrices == 2 ? results[0] : nullptr;
+    float* up = results[job_.layer.matrices - 1];
+    for (int row = 0; row < group.hidden.filled_rows(); ++row) {
+      const std::size_t at = std::size_t(row) * kSliceRows;
+      const bool is_real = row < rows;
+      if (is_real) job_.kernels.activate(job_.layer.activation, gate ? gate + at : nullptr, up + at, up + at, slice.count);
+      group.hidden.fill(row, is_real ? up + at : nullptr, slice.first, slice.count);
+    }
+  }
+
+  // Some columns of the output: every expert adds its share, in the order of the experts.
+  void down(int task, Buffer& scratch) {
+    const int first = task * kDownRows, count = std::min(kDownRows, job_.layer.hidden - first);
+    if (is_first_) {
+      for (int token = 0; token < job_.x.rows; ++token) {
+        std::fill_n(job_.sums + std::size_t(token) * job_.layer.hidden + first, count, 0.0f);
+      }
+    }
+    for (const Group& group : groups_) add_share(group, first, count, scratch);
+    if (!is_last_) return;
+    for (int token = 0; token < job_.x.rows; ++token) {
+      const std::size_t at = std::size_t(token) * job_.layer.hidden + first;
+      job_.kernels.from_float(job_.x.dtype, job_.sums + at, job_.out + at * item_bytes(job_.x.dtype), count);
+    }
+  }
+
+ private:
+  static constexpr int kDownBlocks = 4, kDownRows = kDownBlocks * kBlockRows;
+
+  void add_gate_up_bias(const Group& group, int matrix, const Slice& slice, float* results) const {
+    const ExpertLayer& layer = job_.layer;
+    if (!layer.gate_up_bias) return;
+    const std::size_t at = std::size_t(group.index) * layer.matrices + matrix;
+    const float* bias = layer.gate_up_bias + at * layer.intermediate + slice.first;
+    for (int row = 0; row < group.x.rows(); ++row) {
+      for (int n = 0; n < slice.count; ++n) results[std::size_t(row) * kSliceRows + n] += bias[n];
+    }
+  }
+
+  void add_share(const Group& group, int first, int count, Buffer& scratch) const {
+    const Matrix& m = group.expert->down;
+    const Blocks blocks{first / kBlockRows, std::min(m.blocks, first / kBlockRows + kDownBlocks)};
+    float* results = scratch.floats(std::size_t(group.hidden.filled_rows()) * kDownRows);
+    group.hidden.multiply(m, blocks, {results, kDownRows});
+    const float* bias = job_.layer.down_bias;
+    if (bias) bias += std::size_t(group.index) * job_.layer.hidden + first;
+    for (int row = 0; row < group.hidden.rows(); ++row) {
+      const float weight = group.places[row].weight;
+      const float* values = results + std::size_t(row) * kDownRows;
+      float* sum = job_.sums + std::size_t(group.places[row].token) * job_.layer.hidden + first;
+      for (int n = 0; n < count; ++n) sum[n] += weight * (bias ? values[n] + bias[n] : values[n]);
+    }
+  }
+
+  const ExpertsJob& job_;
+  std::vector<Group> groups_;
+  std::vector<int> fills_;  // fill tasks up to and including each group's
+  bool is_first_, is_last_;
+};
+
+// Groups of at most kRowsAtATime tokens, cut into batches of bounded memory. At least one batch: somebody has to
+// write the zeros.
+std::vector<std::vector<Group>> batches_of(const ExpertsJob& job, const Routing& routing, bool exact) {
+  std::vector<std::vector<Group>> batches(1);
+  std::size_t bytes = 0;
+  for (int e = 0; e < static_cast<int>(job.layer.experts.size()); ++e) {
+    for (int row = 0; row < routing.rows(e); row += kRowsAtATime) {
+      const int rows = std::min(kRowsAtATime, routing.rows(e) - row);
+      Group group(job.kernels, job.layer.experts[e], e, routing.places(e) + row, rows, exact);
+      if (bytes > 0 && bytes + group.bytes() > kBatchBytes) {
+        batches.emplace_back();
+        bytes = 0;
+      }
+      bytes += group.bytes();
+      batches.back().push_back(group);
+    }
+  }
+  return batches;
+}
+
+void run_batch(Batch& batch, Workspace& space, const Run& run) {
+  Tasks fills(batch.fill_tasks()), ups(batch.up_tasks()), downs(batch.down_tasks());
+  const int tasks = std::max(batch.up_tasks(), batch.down_tasks());
+  run_on_threads(team_size(run, tasks, batch.products()), [&](int thread, Team& team) {
+    Buffer(&scratch)[2] = space.of_thread[thread];
+    for (int task; (task = fills.next()) >= 0;) batch.fill(task, scratch[0]);
+    team.barrier();
+    for (int task; (task = ups.next()) >= 0;) batch.up(task, scratch);
+    team.barrier();
+    for (int task; (task = downs.next()) >= 0;) batch.down(task, scratch[0]);
+  });
+}
+
+}  // namespace
+
+void run_experts(const ExpertLayer& layer, Rows x, const std::int64_t* index, const float* weights, int top_k,
+                 void* out, Run run) {
+  Workspace& space = workspace();
+  const std::lock_guard<std::mutex> lock(space.in_use);
+  const Routing routing(index, weights, x.rows, top_k, static_cast<int>(layer.experts.size()));
+  const ExpertsJob job{kernels(), layer, x, static_cast<std::byte*>(out), space,
+                       space.sums.floats(std::size_t(x.rows) * layer.hidden)};
+  auto batches = batches_of(job, routing, run.exact);
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    Batch batch(job, std::move(batches[i]), i == 0, i + 1 == batches.size());
+    run_batch(batch, space, run);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// ceilings
+
+namespace {
+
+template <class Work>
+double seconds(Work&& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+double read_bandwidth(const std::uint8_t* data, std::size_t bytes, int times, int threads) {
+  constexpr std::size_t piece = 1 << 20;
+  const Kernels& table = kernels();
+  const int pieces = static_cast<int>(bytes / piece);
+  std::atomic<std::uint64_t> seen{0};
+  const double time = seconds([&] {
+    for (int i = 0; i < times; ++i) {
+      Tasks tasks(pieces);
+      run_on_threads(threads, [&](int, Team&) {
+        for (int task; (task = tasks.next()) >= 0;) seen += table.read_all(data + task * piece, piece);
+      });
+    }
+  });
+  return static_cast<double>(piece) * pieces * times / time;
+}
+
+double dot_product_rate(std::uint64_t rounds, int threads) {
+  const Kernels& table = kernels();
+  std::atomic<std::uint64_t> products{0};
+  const double time =
+      seconds([&] { run_on_threads(threads, [&](int, Team&) { products += table.dot_products(rounds); }); });
+  return static_cast<double>(products) / time;
+}
+
+}  // namespace moesaic

@@ -1,0 +1,630 @@
+"""The native kernels against the reference backend in float64, on every instruction set that the machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from moesaic.errors import KernelUnavailable, UsageError
+from moesaic.kernels import cpu, reference
+from moesaic.kernels.layer import Activation, ExpertEntry, ExpertLayer
+from moesaic.packing.layout import EntryLayout, MatrixLayout, layout_of, pack, unpack
+from moesaic.records import QuantizedWeight
+
+IS_BUILT = cpu.available()[0]
+ISAS = cpu.native().isas() if IS_BUILT else []
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 4e-3, torch.float16: 1e-3}  # of the result's own dtype
+INT8, EXACT = 1e-2, 1e-5
+# Two products one after the other, each with activations rounded to int8; what the second one gets has longer tails
+# than a normal distribution. Few rows have finer scales than many.
+INT8_EXPERTS = 2e-2
+INT8_WORST = 8e-2  # where hypothesis has looked for a layer in which most of the result cancels
+
+needs_module = pytest.mark.skipif(not IS_BUILT, reason="the compiled module is not there")
+examples = settings(max_examples=15, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
+
+
+@pytest.fixture(autouse=True)
+def _best_isa() -> Iterator[None]:
+    """Every test starts and ends with the instruction set that the machine would choose."""
+    yield
+    if IS_BUILT:
+        cpu.native().use_isa("")
+
+
+def random_matrix(shape: tuple[int, int], bits: int, group: int, symmetric: bool, seed: int = 0) -> QuantizedWeight:
+    rows, columns = shape
+    groups = -(-columns // group)
+    made = torch.Generator().manual_seed(seed)
+
+    def numbers(low: int, high: int, *size: int) -> Tensor:
+        return torch.randint(low, high, size, generator=made, dtype=torch.uint8)
+
+    return QuantizedWeight(
+        codes=numbers(0, 2**bits, rows, groups * group),
+        scale_codes=numbers(64, 256, rows, groups),
+        zero_codes=None if symmetric or bits == 1 else numbers(64, 192, rows, groups),
+        row_scale=(0.5 + torch.rand(rows, generator=made)).mul(2e-3 / 2**bits).bfloat16(),  # weights of about 0.1
+        bits=bits,
+        group_size=group,
+        columns=columns,
+    )
+
+
+def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def error_of(found: Tensor, expected: Tensor, x: Tensor, weight: QuantizedWeight) -> float:
+    """Error relative to results whose products do not cancel: a single result may be any small number."""
+    size = (x.double() ** 2) @ (weight.dequantize().double() ** 2).T
+    return float((found.double() - expected).norm() / torch.maximum(size.sum().sqrt(), expected.norm()))
+
+
+GATES = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+}
+
+
+def activation_of(kind: str, matrices: int) -> Activation:
+    def clamped(hidden: Tensor) -> Tensor:
+        gate, up = hidden.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=1.5), up.clamp(-1.5, 1.5)
+        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+    def gated(hidden: Tensor) -> Tensor:
+        gate, up = hidden.chunk(2, dim=-1)
+        return GATES[kind](gate) * up
+
+    if kind == "swiglu_clamped":
+        return Activation(kind, clamped, alpha=1.702, limit=1.5)
+    return Activation(kind, gated if matrices == 2 else GATES[kind])
+
+
+def random_entry(
+    widths: tuple[int, ...], matrices: int, shape: tuple[int, int], group: int, symmetric: bool
+) -> ExpertEntry:
+    layout = EntryLayout(widths, matrices, *shape, group, symmetric)
+    tensors: dict[int, Tensor] = {}
+    for width in set(widths):
+        experts = [e for e, own in enumerate(widths) if own == width]
+        if width == 16:
+            tensors[width] = 0.1 * normal(len(experts), matrices * shape[0], shape[1], dtype=torch.bfloat16)
+            continue
+        blobs = [
+            torch.cat([pack(random_matrix(shape, width, group, symmetric, 10 * e + m)) for m in range(matrices)])
+            for e in experts
+        ]
+        tensors[width] = torch.stack(blobs)
+    return ExpertEntry(layout, tensors)
+
+
+def random_layer(
+    widths: tuple[tuple[int, ...], tuple[int, ...]],
+    sizes: tuple[int, int] = (72, 100),
+    *,
+    kind: str = "silu",
+    matrices: int = 2,
+    group: int = 64,
+    symmetric: bool = False,
+    bias: bool = False,
+) -> ExpertLayer:
+    hidden, intermediate = sizes
+    experts = len(widths[0])
+    return ExpertLayer(
+        gate_up=random_entry(widths[0], matrices, (intermediate, hidden), group, symmetric),
+        down=random_entry(widths[1], 1, (hidden, intermediate), group, symmetric),
+        activation=activation_of(kind, matrices),
+        gate_up_bias=0.3 * normal(experts, matrices * intermediate, dtype=torch.bfloat16) if bias else None,
+        down_bias=0.3 * normal(experts, hidden, dtype=torch.bfloat16) if bias else None,
+    )
+
+
+def random_routing(tokens: int, top_k: int, experts: int, seed: int = 3) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, experts + 1, (tokens, top_k), generator=made), torch.rand(tokens, top_k, generator=made)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+# Linear ---------------------------------------------------------------------------------------------------------------
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+@examples
+@given(data=st.data())
+def test_linear_is_the_references(isa: str, data: st.DataObject) -> None:
+    """Every width, group and grid, odd shapes, every dtype, with and without bias, in both precisions."""
+    cpu.native().use_isa(isa)
+    shape = data.draw(st.tuples(st.integers(1, 70), st.integers(1, 400)), label="shape")
+    bits, group = data.draw(st.sampled_from((1, 2, 3, 4, 8))), data.draw(st.sampled_from((32, 64, 128)))
+    weight = random_matrix(shape, bits, group, data.draw(st.booleans(), label="symmetric"))
+    rows, dtype = data.draw(st.integers(0, 30), label="rows"), data.draw(st.sampled_from(DTYPES))
+    x = normal(rows, shape[1], dtype=dtype)
+    bias = normal(shape[0], seed=5) if data.draw(st.booleans(), label="bias") else None
+    layout, blob = layout_of(weight), pack(weight)
+    expected = reference.linear(x.double(), blob, layout, bias)
+    for precision, bound in (("int8", INT8), ("exact", EXACT)):
+        found = cpu.linear(x, blob, layout, bias, precision=precision)
+        assert found.dtype == dtype
+        assert found.shape == (rows, shape[0])
+        if rows:
+            assert (
+                error_of(found, expected, x, weight) < bound * (2 if min(rows, shape[1]) < 4 else 1) + ROUNDING[dtype]
+            )
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_linear_of_a_real_size(isa: str, bits: int) -> None:
+    """Several slices of rows, several stretches of columns, more rows than are worked on at a time."""
+    cpu.native().use_isa(isa)
+    weight = random_matrix((300, 1500), bits, 64, False)
+    layout, blob = layout_of(weight), pack(weight)
+    for rows in (1, 2, 4, 7, 12, 400):
+        x = normal(rows, 1500)
+        expected = reference.linear(x.double(), blob, layout)
+        assert relative(cpu.linear(x, blob, layout), expected) < INT8
+        assert relative(cpu.linear(x, blob, layout, precision="exact"), expected) < EXACT
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_extreme_codes_do_not_overflow(isa: str, bits: int, group: int) -> None:
+    """The largest codes times the largest activations, all of one sign: what integer accumulators must bear."""
+    cpu.native().use_isa(isa)
+    weight = random_matrix((32, 512), bits, group, True)
+    weight.codes.fill_(2**bits - 1)
+    layout, blob = layout_of(weight), pack(weight)
+    for sign in (1, -1):
+        for rows in (1, 3, 16):
+            x = torch.full((rows, 512), sign * 127 / 64)  # its int8 scale is exact
+            assert relative(cpu.linear(x, blob, layout), reference.linear(x.double(), blob, layout)) < 1e-5
+
+
+@needs_module
+def test_linear_keeps_leading_dimensions_and_takes_strided_input() -> None:
+    """Inputs of any number of dimensions, and views that are not contiguous, give the same product."""
+    weight = random_matrix((20, 64), 4, 64, False)
+    x = normal(64, 3, 2).permute(2, 1, 0)
+    found = cpu.linear(x, pack(weight), layout_of(weight), precision="exact")
+    assert found.shape == (2, 3, 20)
+    assert relative(found, reference.linear(x.double(), pack(weight), layout_of(weight))) < EXACT
+
+
+@needs_module
+def test_other_dtypes_go_to_the_reference() -> None:
+    """A dtype that the native kernels do not have is computed by the reference, not refused."""
+    weight = random_matrix((20, 64), 4, 64, False)
+    x = normal(3, 64).double()
+    assert torch.equal(
+        cpu.linear(x, pack(weight), layout_of(weight)),
+        x @ unpack(pack(weight), layout_of(weight)).dequantize().double().T,
+    )
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows_in_the_result(isa: str, bad: float) -> None:
+    """Rounding to int8 must not make a sound-looking number out of it; other rows are not touched."""
+    cpu.native().use_isa(isa)
+    weight = random_matrix((20, 200), 2, 64, False)
+    for rows in (2, 9):
+        x = normal(rows, 200)
+        x[1, 70] = bad
+        found = cpu.linear(x, pack(weight), layout_of(weight))
+        assert not found[1].isfinite().any()
+        assert found[0].isfinite().all()
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+def test_all_bit_patterns_of_16_bit_floats_survive(isa: str) -> None:
+    """Through a matrix with a single one, every bfloat16 and float16 comes out as it went in."""
+    cpu.native().use_isa(isa)
+    weight = random_matrix((1, 1), 8, 32, True)
+    weight.codes.fill_(255), weight.scale_codes.fill_(1), weight.row_scale.fill_(1)
+    layout, blob = layout_of(weight), pack(weight)  # 255 - 127.5 = 127.5
+    for dtype in (torch.bfloat16, torch.float16):
+        x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)[:, None]
+        expected = (x.float() * 127.5).to(dtype)
+        found = cpu.linear(x, blob, layout, precision="exact")
+        same = (found == expected) | (found.isnan() & expected.isnan())
+        assert same.all(), x[~same][:5]
+
+
+# Experts --------------------------------------------------------------------------------------------------------------
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+@examples
+@given(data=st.data())
+def test_experts_are_the_references(isa: str, data: st.DataObject) -> None:
+    """Widths of their own for every expert and entry, all activations, biases, empty places, odd shapes."""
+    cpu.native().use_isa(isa)
+    experts = data.draw(st.integers(1, 5), label="experts")
+    width = st.sampled_from((1, 2, 3, 4, 8))
+    widths = tuple(tuple(data.draw(st.lists(width, min_size=experts, max_size=experts))) for _ in range(2))
+    kind = data.draw(st.sampled_from((*GATES, "swiglu_clamped")))
+    layer = random_layer(
+        (widths[0], widths[1]),
+        data.draw(st.tuples(st.integers(16, 150), st.integers(16, 200)), label="sizes"),
+        kind=kind,
+        matrices=2 if kind == "swiglu_clamped" else data.draw(st.sampled_from((1, 2)), label="matrices"),
+        group=data.draw(st.sampled_from((32, 64, 128))),
+        symmetric=data.draw(st.booleans(), label="symmetric"),
+        bias=data.draw(st.booleans(), label="bias"),
+    )
+    tokens, dtype = data.draw(st.integers(0, 24), label="tokens"), data.draw(st.sampled_from(DTYPES))
+    x = normal(tokens + 16, layer.gate_up.layout.columns, dtype=dtype)
+    index, weights = random_routing(tokens + 16, data.draw(st.integers(1, 3), label="top_k"), experts)
+    expected = reference.experts(x.double(), index, weights.double(), layer)
+    usual = expected.square().mean().sqrt() * expected[:tokens].numel() ** 0.5  # one result may be any small number
+    for precision, bound in (("int8", INT8_WORST), ("exact", EXACT)):
+        found = cpu.experts(x[:tokens], index[:tokens], weights[:tokens], layer, precision=precision)
+        assert found.dtype == dtype
+        assert found.shape == x[:tokens].shape
+        off = (found.double() - expected[:tokens]).norm()
+        assert off <= (bound + ROUNDING[dtype]) * torch.maximum(usual, expected[:tokens].norm())
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("tokens", [1, 4, 50, 900])
+def test_all_tokens_to_one_expert(isa: str, tokens: int) -> None:
+    """All rows on one expert, and none on the others, is an ordinary case."""
+    cpu.native().use_isa(isa)
+    layer = random_layer(((2, 3, 4), (3, 4, 2)), (200, 300))
+    x, index, weights = normal(tokens, 200), torch.ones(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
+    expected = reference.experts(x.double(), index, weights.double(), layer)
+    assert relative(cpu.experts(x, index, weights, layer), expected) < INT8_EXPERTS
+    assert relative(cpu.experts(x, index, weights, layer, precision="exact"), expected) < EXACT
+
+
+@needs_module
+def test_no_expert_gives_zeros() -> None:
+    """All places empty, and no places at all."""
+    layer = random_layer(((2, 3), (3, 4)))
+    for top_k in (0, 2):
+        found = cpu.experts(normal(3, 72), torch.full((3, top_k), -1), torch.ones(3, top_k), layer)
+        assert torch.equal(found, torch.zeros(3, 72))
+
+
+@needs_module
+def test_weights_of_experts_without_tokens_are_not_read() -> None:
+    """Their pages stay on the disk: here their blobs hold garbage that would show as NaN."""
+    layer = random_layer(((2, 2, 3), (4, 4, 4)))
+    before = cpu.experts(normal(5, 72), torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1), layer)
+    layer.gate_up.tensors[2][1].fill_(255)
+    layer.gate_up.tensors[3].fill_(255)
+    assert torch.equal(
+        cpu.experts(normal(5, 72), torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1), layer), before
+    )
+
+
+@needs_module
+@pytest.mark.parametrize("kind", ["silu", "other"])
+def test_stored_experts_and_unknown_activations_take_the_slow_way(kind: str) -> None:
+    """Experts of width 16 and activations without a native form run through torch."""
+    layer = random_layer(((2, 16, 16, 4), (3, 16, 2, 16)), bias=True)
+    layer = ExpertLayer(
+        layer.gate_up,
+        layer.down,
+        Activation(kind, layer.activation.function),
+        layer.gate_up_bias,
+        layer.down_bias,
+    )
+    x, (index, weights) = normal(12, 72), random_routing(12, 2, 4)
+    expected = reference.experts(x.double(), index, weights.double(), layer)
+    assert relative(cpu.experts(x, index, weights, layer, precision="exact"), expected) < EXACT
+    assert relative(cpu.experts(x, index, weights, layer), expected) < INT8_EXPERTS
+
+
+@needs_module
+def test_a_layer_is_forgotten_with_its_object() -> None:
+    """The tables kept for a layer go away with it."""
+    gc.collect()  # those of other tests
+    layer = random_layer(((2,), (2,)))
+    cpu.experts(normal(1, 72), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), layer)
+    known = len(cpu._layers)
+    del layer
+    gc.collect()
+    assert len(cpu._layers) == known - 1
+
+
+# Threads, instruction sets, torch -------------------------------------------------------------------------------------
+
+
+@needs_module
+@pytest.mark.parametrize("isa", ISAS)
+def test_results_do_not_depend_on_the_number_of_threads(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number of threads gives the same bits."""
+    cpu.native().use_isa(isa)
+    layer = random_layer(((2, 3, 4, 1), (3, 2, 4, 8)), (300, 500))
+    weight = random_matrix((500, 300), 3, 64, False)
+    for tokens in (1, 40):
+        x, (index, weights) = normal(tokens, 300), random_routing(tokens, 2, 4)
+        found = []
+        for threads in range(1, 9):
+            monkeypatch.setenv("MOESAIC_NUM_THREADS", str(threads))
+            found.append((cpu.experts(x, index, weights, layer), cpu.linear(x, pack(weight), layout_of(weight))))
+        for experts, linear in found[1:]:
+            assert torch.equal(experts, found[0][0])
+            assert torch.equal(linear, found[0][1])
+
+
+@needs_module
+def test_number_of_threads_comes_from_the_environment_or_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MOESAIC_NUM_THREADS wins over the number that torch has."""
+    monkeypatch.delenv("MOESAIC_NUM_THREADS", raising=False)
+    assert cpu.threads() == torch.get_num_threads()
+    monkeypatch.setenv("MOESAIC_NUM_THREADS", "3")
+    assert cpu.threads() == 3
+    for bad in ("0", "two", "-1"):
+        monkeypatch.setenv("MOESAIC_NUM_THREADS", bad)
+        with pytest.raises(UsageError, match="MOESAIC_NUM_THREADS"):
+            cpu.threads()
+
+
+@needs_module
+def test_an_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MOESAIC_CPU_ISA chooses the kernels, and is refused when the CPU lacks them."""
+    monkeypatch.setenv("MOESAIC_CPU_ISA", "generic")
+    cpu.native().use_isa("")
+    assert cpu.isa() == "generic"
+    assert "generic" in cpu.available()[1]
+    for bad, message in (("sse9", "unknown"), ("neon" if "avx2" in ISAS else "avx512", "does not have")):
+        monkeypatch.setenv("MOESAIC_CPU_ISA", bad)
+        with pytest.raises(RuntimeError, match=message):
+            cpu.native().use_isa("")
+    monkeypatch.delenv("MOESAIC_CPU_ISA")
+
+
+@needs_module
+def test_operators_run_under_inference_mode_and_compile() -> None:
+    """The operators work under inference mode and in a compiled graph."""
+    layer, weight = random_layer(((2, 3), (3, 4))), random_matrix((40, 72), 4, 64, False)
+    layout, blob = layout_of(weight), pack(weight)
+    index, weights = random_routing(6, 2, 2)
+
+    def model(x: Tensor) -> Tensor:
+        return cpu.linear(cpu.experts(x, index, weights, layer) + x, blob, layout)
+
+    x = normal(6, 72)
+    expected = model(x)
+    with torch.inference_mode():
+        assert torch.equal(model(x), expected)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), expected)
+
+
+@needs_module
+def test_fake_operators_agree_with_the_real_ones() -> None:
+    """What the compiler is told of shapes and dtypes is what comes out."""
+    layer, weight = random_layer(((2, 3), (3, 4))), random_matrix((40, 72), 4, 64, False)
+    index, weights = random_routing(6, 2, 2)
+    size = (40, 72, 4, 64, False, False)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        torch.ops.moesaic.cpu_linear, (normal(2, 3, 72), pack(weight), None, *size), test_utils=checks
+    )
+    arguments = (normal(6, 72), index, weights, cpu._number_of(layer), False)
+    torch.library.opcheck(torch.ops.moesaic.cpu_experts, arguments, test_utils=checks)
+
+
+@needs_module
+def test_a_forked_process_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data loaders fork: the threads of the parent are not there in the child, who must not wait for them."""
+    monkeypatch.setenv("MOESAIC_NUM_THREADS", "2")
+    weight = random_matrix((300, 64), 2, 64, False)
+    layout, blob, x = layout_of(weight), pack(weight), normal(2, 64)
+    expected = cpu.linear(x, blob, layout)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(cpu.linear(x, blob, layout), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@needs_module
+def test_ceilings_are_measured() -> None:
+    """The loops that benchmarks compare with do the work they claim."""
+    assert cpu.native().read_bandwidth(torch.zeros(4 << 20, dtype=torch.uint8), 2, 2) > 0
+    assert cpu.native().dot_product_rate(1000, 2) > 0
+
+
+# Without the module ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_module_is_said_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiled module the backend says so instead of failing at import."""
+    monkeypatch.setattr(cpu, "_native", None)
+    monkeypatch.setattr(cpu, "_missing", "no such file")
+    assert cpu.available() == (False, "no such file")
+    weight = random_matrix((16, 32), 2, 32, False)
+    with pytest.raises(KernelUnavailable, match="no such file"):
+        cpu.linear(normal(1, 32), pack(weight), layout_of(weight))
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    """A precision that does not exist is named."""
+    weight = random_matrix((16, 32), 2, 32, False)
+    with pytest.raises(UsageError, match="precision"):
+        cpu.linear(normal(1, 32), pack(weight), layout_of(weight), precision="int4")
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+LAYOUT = MatrixLayout(20, 70, 3, 64, False)
+
+
+def linear_arguments() -> dict[str, Any]:
+    return {
+        "x": normal(3, 70),
+        "blob": torch.zeros(LAYOUT.total_bytes, dtype=torch.uint8),
+        "bias": torch.zeros(20),
+        "out": torch.zeros(3, 20),
+        "rows": 20,
+        "columns": 70,
+        "bits": 3,
+        "group_size": 64,
+        "symmetric": False,
+        "exact": False,
+        "threads": 1,
+    }
+
+
+BAD_LINEAR = {
+    "x: dtype": ("x", normal(3, 70).double()),
+    "x: rank": ("x", normal(70)),
+    "x: columns": ("x", normal(3, 71)),
+    "x: strided": ("x", normal(70, 3).T),
+    "blob: cut short": ("blob", torch.zeros(LAYOUT.total_bytes - 1, dtype=torch.uint8)),
+    "blob: too long": ("blob", torch.zeros(LAYOUT.total_bytes + 64, dtype=torch.uint8)),
+    "blob: dtype": ("blob", torch.zeros(LAYOUT.total_bytes, dtype=torch.int8)),
+    "blob: misaligned": ("blob", torch.zeros(LAYOUT.total_bytes + 64, dtype=torch.uint8)[1 : 1 + LAYOUT.total_bytes]),
+    "blob: strided": ("blob", torch.zeros(2 * LAYOUT.total_bytes, dtype=torch.uint8)[::2]),
+    "bias: dtype": ("bias", torch.zeros(20, dtype=torch.bfloat16)),
+    "bias: length": ("bias", torch.zeros(19)),
+    "out: shape": ("out", torch.zeros(3, 21)),
+    "out: dtype": ("out", torch.zeros(3, 20, dtype=torch.bfloat16)),
+    "rows: zero": ("rows", 0),
+    "rows: huge": ("rows", 2**40),
+    "columns: negative": ("columns", -70),
+    "bits: unknown": ("bits", 5),
+    "group_size: unknown": ("group_size", 48),
+    "threads: none": ("threads", 0),
+}
+
+
+@needs_module
+@pytest.mark.parametrize("case", BAD_LINEAR)
+def test_bad_linear_arguments_are_refused_by_name(case: str) -> None:
+    """Whatever is wrong with an argument of linear, the message names it."""
+    name, value = BAD_LINEAR[case]
+    cpu.native().linear(**linear_arguments())
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        cpu.native().linear(**(linear_arguments() | {name: value}))
+
+
+def layer_arguments() -> dict[str, Any]:
+    layer = random_layer(((2, 3, 2), (4, 4, 8)), bias=True)
+    return {
+        "hidden": 72,
+        "intermediate": 100,
+        "gated": True,
+        "group_size": 64,
+        "symmetric": False,
+        "gate_up_widths": [2, 3, 2],
+        "gate_up": dict(layer.gate_up.tensors),
+        "down_widths": [4, 4, 8],
+        "down": dict(layer.down.tensors),
+        "activation": "silu",
+        "alpha": 0.0,
+        "limit": 0.0,
+        "gate_up_bias": torch.zeros(3, 200),
+        "down_bias": torch.zeros(3, 72),
+    }
+
+
+BAD_LAYER: dict[str, tuple[str, Any, str]] = {
+    "hidden": ("hidden", 0, "hidden"),
+    "intermediate": ("intermediate", 170, "gate_up tensor of width"),
+    "group": ("group_size", 16, "group_size"),
+    "unknown width": ("gate_up_widths", [2, 3, 7], "gate_up tensor of width 7"),
+    "missing width": ("gate_up_widths", [2, 3, 4], "gate_up tensor of width"),
+    "too many of a width": ("down_widths", [4, 8, 8], "down tensor of width"),
+    "fewer widths": ("down_widths", [4, 4], "down_widths"),
+    "gate_up cut short": ("gate_up", {2: torch.zeros(2, 64, dtype=torch.uint8)}, "gate_up tensor of width"),
+    "activation": ("activation", "tanh", "activation"),
+    "gate_up_bias": ("gate_up_bias", torch.zeros(3, 100), "gate_up_bias"),
+    "down_bias": ("down_bias", torch.zeros(3, 72).double(), "down_bias"),
+}
+
+
+@needs_module
+@pytest.mark.parametrize("case", BAD_LAYER)
+def test_bad_layers_are_refused_by_name(case: str) -> None:
+    """Whatever is wrong with a layer, the message names it, and nothing is read."""
+    argument, value, name = BAD_LAYER[case]
+    cpu.native().Layer(**layer_arguments())
+    with pytest.raises(ValueError, match=f"^{name}"):
+        cpu.native().Layer(**(layer_arguments() | {argument: value}))
+
+
+BAD_RUN: dict[str, tuple[str, Any]] = {
+    "x: columns": ("x", normal(2, 71)),
+    "x: dtype": ("x", torch.zeros(2, 72, dtype=torch.int32)),
+    "index: dtype": ("index", torch.zeros(2, 2, dtype=torch.int32)),
+    "index: tokens": ("index", torch.zeros(3, 2, dtype=torch.int64)),
+    "index: rank": ("index", torch.zeros(2, dtype=torch.int64)),
+    "index: stored": ("index", torch.full((2, 2), 3)),
+    "weights: shape": ("weights", torch.zeros(2, 1)),
+    "weights: dtype": ("weights", torch.zeros(2, 2, dtype=torch.float16)),
+    "out: shape": ("out", torch.zeros(2, 70)),
+}
+
+
+@needs_module
+@pytest.mark.parametrize("case", BAD_RUN)
+def test_bad_runs_are_refused_by_name(case: str) -> None:
+    """Whatever is wrong with the tokens of a run, the message names it."""
+    name, value = BAD_RUN[case]
+    arguments = layer_arguments() | {
+        "gate_up_widths": [2, 3, 2, 16],
+        "down_widths": [4, 4, 8, 16],
+        "gate_up_bias": None,
+        "down_bias": None,
+    }
+    layer = cpu.native().Layer(**arguments)
+    good = {
+        "x": normal(2, 72),
+        "index": torch.tensor([[0, 1], [-7, 10**12]]),
+        "weights": torch.ones(2, 2),
+        "out": torch.zeros(2, 72),
+        "exact": False,
+        "threads": 2,
+    }
+    layer.run(**good)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        layer.run(**(good | {name: value}))
+
+
+@needs_module
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_random_arguments_never_crash(data: st.DataObject) -> None:
+    """Shapes, widths and lengths that need not fit together: a refusal by ValueError, or a result."""
+    number = st.integers(-1, 80)
+    rows, columns = data.draw(number), data.draw(number)
+    bits, group = data.draw(st.sampled_from((0, 1, 2, 3, 4, 5, 8, 16))), data.draw(st.sampled_from((0, 32, 64, 128)))
+    symmetric, exact = data.draw(st.booleans()), data.draw(st.booleans())
+    size = data.draw(st.integers(0, 20000))
+    if rows > 0 and columns > 0 and bits in (1, 2, 3, 4, 8) and group and data.draw(st.booleans(), label="fits"):
+        size = MatrixLayout(rows, columns, bits, group, symmetric).total_bytes
+    tokens = data.draw(st.integers(0, 9))
+    x, out = normal(tokens, max(0, columns)), torch.zeros(tokens, max(0, rows))
+    blob = torch.full((size,), 255, dtype=torch.uint8)
+    with contextlib.suppress(ValueError):
+        cpu.native().linear(x, blob, None, out, rows, columns, bits, group, symmetric, exact, 2)
