@@ -19,10 +19,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import MixtralConfig
 
 from benchmarks.synthetic import write_checkpoint
 from moesaic.evaluate.conditions import processor_name
+from moesaic.packing.layout import pack
+from moesaic.quantize import QUANTIZERS
 
 CASES = {
     "rtn, min-max": ["--quantizer", "rtn-minmax"],
@@ -56,6 +59,25 @@ def run(command: list[str]) -> Run:
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, output + errors)
 
 
+def rounding_rates(threads: int) -> None:
+    """Print how fast one Mixtral-8x7B matrix is rounded to codes and packed, processor time of one thread."""
+    torch.set_num_threads(1)
+    matrix = (torch.randn(14336, 4096, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    size = matrix.numel() * matrix.element_size() / 1e6
+    for name in CASES.values():
+        quantizer = QUANTIZERS[name[1]](symmetric=True)
+        rates = []
+        for bits in (1, 2, 3, 4):
+            start = time.process_time()
+            rounded = quantizer(matrix, bits)
+            middle = time.process_time()
+            pack(rounded)
+            end = time.process_time()
+            rates.append(f"{bits} bits {size / (middle - start):.0f} ({size / (end - start):.0f} with packing)")
+        print(f"one thread, {name[1]}, MB/s of bfloat16: {', '.join(rates)}")
+    torch.set_num_threads(threads)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,6 +91,7 @@ def main() -> None:
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     print(f"{processor_name()}, {os.cpu_count()} cores, {a.threads} threads; source {size / 1e9:.2f} GB of bfloat16")
 
+    rounding_rates(a.threads)
     moesaic = [sys.executable, "-m", "moesaic"]
     assignment = run([*moesaic, "score", str(source), "--rule", "router_norm", "--out", str(a.work / "scores.json")])
     print(f"router-norm assignment: {assignment.output.strip()} (whole process {assignment.seconds:.1f} s)")
@@ -84,7 +107,7 @@ def main() -> None:
             f"{summary['stored_bpw']:.3f} bits a weight"
         )
     loaded = run([sys.executable, "-m", "benchmarks.load", str(out)])
-    print(loaded.output.strip())
+    print(loaded.output.strip().splitlines()[0])
 
 
 if __name__ == "__main__":

@@ -39,6 +39,6 @@ def max_row_variance(weight: Tensor) -> float:
     for start in range(0, weight.shape[0], step):
         centred = weight[start : start + step].float()
         centred = centred - centred.mean(dim=1, keepdim=True)
-        variance = torch.linalg.vector_norm(centred, dim=1).square_().div_(weight.shape[1])
+        variance = centred.square_().mean(dim=1)
         largest = max(largest, float(variance.max()))  # a NaN has been refused by whoever read the weight
     return largest
