@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from .data import Batch
 from .recipe import Recipe
@@ -59,15 +60,29 @@ class Losses:
     language: torch.Tensor
 
 
+def load_balancing_loss(model: PreTrainedModel, router_logits: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The Switch loss (Fedus et al. 2022, equation 4) of each layer by itself, averaged over the layers.
+
+    transformers pools the tokens of all layers first, which is content when one layer's dead expert is another
+    layer's favourite; a model trained that way had an expert that no token reached.
+    """
+    config = model.config
+    experts = getattr(config, "num_local_experts", None) or config.num_experts
+    losses = [load_balancing_loss_func((logits,), experts, config.num_experts_per_tok) for logits in router_logits]
+    return torch.stack(losses).mean()
+
+
 def compute_losses(model: PreTrainedModel, batch: Batch) -> Losses:
-    """Training losses of a batch: cross-entropy plus transformers' load-balancing terms."""
+    """Training losses of a batch: cross-entropy plus load-balancing terms."""
     output = model(**batch, output_router_logits=True, use_cache=False)
     if model.config.is_encoder_decoder:
         labels = batch["labels"]
         language = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), labels.flatten()).detach()
-    else:
-        language = output.loss.detach() - model.config.router_aux_loss_coef * output.aux_loss.detach()
-    return Losses(total=output.loss, language=language)
+        return Losses(total=output.loss, language=language)
+    coefficient = model.config.router_aux_loss_coef
+    language = output.loss - coefficient * output.aux_loss
+    total = language + coefficient * load_balancing_loss(model, output.router_logits)
+    return Losses(total=total, language=language.detach())
 
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
