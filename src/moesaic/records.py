@@ -20,6 +20,8 @@ from torch import Tensor
 
 from moesaic.costs import CostTable as CostTable  # noqa: PLC0414  # a noun like the others
 from moesaic.errors import BudgetInfeasible, CorruptFile, InvalidPlan
+from moesaic.stats import ExpertStats as ExpertStats  # noqa: PLC0414
+from moesaic.stats import LayerStats as LayerStats  # noqa: PLC0414
 
 PACKED_WIDTHS = (1, 2, 3, 4, 8)
 STORED_WIDTH = 16  # the matrix is kept as the checkpoint has it
