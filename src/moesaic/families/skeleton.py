@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
@@ -48,8 +49,16 @@ def refuse_quantized(config: PreTrainedConfig, folder: Path) -> None:
         )
 
 
-def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_skeleton(
+    config: PreTrainedConfig, *, trust_remote_code: bool = False, real_buffers: bool = False
+) -> PreTrainedModel:
     """The model of that configuration on the meta device: every module and shape, no memory.
+
+    Args:
+        config: of the model.
+        trust_remote_code: as transformers' flag of that name.
+        real_buffers: make the buffers (rotary tables and the like, which no file holds), so that the model can run
+            once its parameters are put in.
 
     Raises:
         UnsupportedModel: no model class for it.
@@ -57,7 +66,7 @@ def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False)
     names = getattr(config, "architectures", None) or []
     model_class = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
     try:
-        with torch.device("meta"):
+        with init_empty_weights(include_buffers=False) if real_buffers else torch.device("meta"):
             if model_class is not None:
                 model: PreTrainedModel = model_class(config)
             else:

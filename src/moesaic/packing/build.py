@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,13 +27,69 @@ from moesaic.packing.names import (
 )
 from moesaic.progress import SILENT, Progress
 from moesaic.quantize import Quantizer
-from moesaic.records import ENTRIES, STORED_WIDTH, BitPlan, ExpertWeights, read_json
+from moesaic.records import ENTRIES, STORED_WIDTH, BitPlan, ExpertWeights, QuantizedWeight, read_json
+
+_Parts = tuple[list[MoeLayer], list[Source]]
+_Begin = Callable[[Mapping[str, str]], None]
+
+
+class Guide(Protocol):
+    """Rounds with the help of data, decoder layer by decoder layer in order. `calibrate.guide` has the real one."""
+
+    @property
+    def prefixes(self) -> Sequence[str]:
+        """Beginnings of the names of everything in each decoder layer, in order."""
+
+    def resume(self, done: int) -> None:
+        """Go on after that many decoder layers that an earlier run finished."""
+
+    def enter(self, number: int, linears: Mapping[str, str]) -> None:
+        """Begin a decoder layer.
+
+        Args:
+            number: of the layer.
+            linears: parameter -> name of the linear layers in it that will be rounded.
+        """
+
+    def linear(self, name: str, weight: Tensor, bits: int) -> QuantizedWeight:
+        """Round the parameter `name` of the layer."""
+
+    def route(self) -> None:
+        """All linear layers of the decoder layer are rounded; experts and other tensors follow."""
+
+    def expert(
+        self, layer: MoeLayer, expert: int, weights: ExpertWeights, widths: Mapping[str, int]
+    ) -> dict[str, QuantizedWeight]:
+        """Round one expert; the matrices of width 16 are left out. Every expert of the layer, in order.
+
+        Args:
+            layer: the expert layer.
+            expert: its number.
+            weights: its matrices.
+            widths: bits by entry.
+
+        Returns:
+            Role (`gate`, `up`, `down`) -> rounded matrix.
+        """
+
+    def tensor(self, name: str, value: Tensor) -> Tensor:
+        """Any other tensor of the layer, as it shall be stored."""
+
+    def leave(self) -> None:
+        """The decoder layer is complete; what the next one needs is on the disk afterwards."""
 
 
 class PackedBuild:
     """Knows which tensors the packed model will have, and makes them."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: BitPlan, quantizer: Quantizer, *, other_bits: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: BitPlan,
+        quantizer: Quantizer,
+        *,
+        other_bits: int,
+    ) -> None:
         """Prepare.
 
         Args:
@@ -75,17 +131,60 @@ class PackedBuild:
                 total += sum(spec.size for spec in self._kept_specs(layer) if not spec.name.endswith("_bias"))
         return total
 
-    def run(self, job: PackingJob, progress: Progress = SILENT) -> None:
-        """Make every tensor that the job does not have yet. Progress is counted in weights."""
-        sources = list(self.checkpoint.other_sources())
-        layers = self.checkpoint.layers
+    def run(self, job: PackingJob, progress: Progress = SILENT, guide: Guide | None = None) -> None:
+        """Make every tensor that the job does not have yet. Progress is counted in weights.
+
+        Args:
+            job: takes the tensors.
+            progress: is told.
+            guide: rounds with data; the decoder layers are then units of work, first to last.
+        """
+        layers, sources = list(self.checkpoint.layers), list(self.checkpoint.other_sources())
         progress.start("pack", sum(map(_layer_weights, layers)) + sum(map(self._source_weights, sources)))
+        if guide is not None:
+            layers, sources = self._run_guided(job, progress, guide)
         for layer in layers:
             make = self._pack_layer if layer in self.packed_layers else self._keep_layer
             self._unit(job, layer.name, partial(make, job, layer, progress), _layer_weights(layer), progress)
         for source in sources:
             work = partial(self._make_other, job, source, progress)
             self._unit(job, source.targets[0], work, self._source_weights(source), progress)
+
+    def _run_guided(self, job: PackingJob, progress: Progress, guide: Guide) -> tuple[list[MoeLayer], list[Source]]:
+        """Make the decoder layers with the guide; what is left is returned."""
+        layers, sources = list(self.checkpoint.layers), list(self.checkpoint.other_sources())
+        done = 0
+        while done < len(guide.prefixes) and job.is_done(guide.prefixes[done]):
+            done += 1
+        guide.resume(done)
+        for number, prefix in enumerate(guide.prefixes):
+            inside = [layer for layer in layers if layer.name.startswith(prefix)]
+            around = [source for source in sources if source.targets[0].startswith(prefix)]
+            weights = sum(map(_layer_weights, inside)) + sum(map(self._source_weights, around))
+            begin = partial(guide.enter, number)
+            work = partial(self._make_decoder_layer, job, (inside, around), (guide, begin), progress)
+            self._unit(job, prefix, work, weights, progress)
+            layers = [layer for layer in layers if layer not in inside]
+            sources = [source for source in sources if source not in around]
+        return layers, sources
+
+    def _make_decoder_layer(
+        self, job: PackingJob, parts: _Parts, guided: tuple[Guide, _Begin], progress: Progress
+    ) -> None:
+        (inside, around), (guide, begin) = parts, guided
+        linears = {n: self.linears[n] for source in around for n in source.targets if n in self.linears}
+        begin(linears)
+        for source in around:
+            if set(source.targets) & set(linears):
+                self._make_other(job, source, progress, guide)
+        guide.route()
+        for layer in inside:
+            make = self._pack_layer if layer in self.packed_layers else self._keep_layer
+            make(job, layer, progress, guide)
+        for source in around:
+            if not set(source.targets) & set(linears):
+                self._make_other(job, source, progress, guide)
+        guide.leave()
 
     def _unit(self, job: PackingJob, name: str, work: Callable[[], None], weights: int, progress: Progress) -> None:
         if job.is_done(name):
@@ -156,15 +255,17 @@ class PackedBuild:
     def _source_weights(self, source: Source) -> int:
         return sum(math.prod(self.checkpoint.shapes[name]) for name in source.targets)
 
-    def _pack_layer(self, job: PackingJob, layer: MoeLayer, progress: Progress) -> None:
+    def _pack_layer(self, job: PackingJob, layer: MoeLayer, progress: Progress, guide: Guide | None = None) -> None:
         layouts = self._layouts(layer)
         biases: dict[str, list[Tensor]] = {}
         for expert in range(layer.experts):
             weights = self.checkpoint.expert(layer, expert)
+            widths = {entry: layout.widths[expert] for entry, layout in layouts.items()}
+            rounded = self._round(weights, widths) if guide is None else guide.expert(layer, expert, weights, widths)
             for entry, layout in layouts.items():
-                width = layout.widths[expert]
-                data = self._entry_data(weights, entry, width)
-                job.write(entry_tensor(layer, entry, width), data, row=layout.place(expert))
+                roles = [role for role in weights.matrices() if (role == "down") == (entry == "down")]
+                data = [pack(rounded[role]) if role in rounded else weights.matrices()[role] for role in roles]
+                job.write(entry_tensor(layer, entry, widths[entry]), torch.cat(data), row=layout.place(expert))
             for role, bias in weights.biases().items():
                 biases.setdefault(role, []).append(bias)
             progress.advance(layer.shape.expert_weights)
@@ -172,14 +273,19 @@ class PackedBuild:
             job.write(bias_tensor(layer, role), torch.stack(parts))
         job.write(marker_tensor(layer), torch.ones(1, dtype=torch.bool))
 
-    def _entry_data(self, weights: ExpertWeights, entry: str, width: int) -> Tensor:
-        """One expert's row of an entry's tensor: packed bytes, or the matrices as they were."""
-        matrices = [matrix for role, matrix in weights.matrices().items() if (role == "down") == (entry == "down")]
-        if width == STORED_WIDTH:
-            return torch.cat(matrices)
-        return torch.cat([pack(self.quantizer(matrix, width)) for matrix in matrices])
+    def _round(self, weights: ExpertWeights, widths: Mapping[str, int]) -> dict[str, QuantizedWeight]:
+        """An expert's matrices, rounded without data; those of width 16 are left out."""
+        by_role = {role: widths["down" if role == "down" else "gate_up"] for role in weights.matrices()}
+        return {
+            role: self.quantizer(matrix, by_role[role])
+            for role, matrix in weights.matrices().items()
+            if by_role[role] != STORED_WIDTH
+        }
 
-    def _keep_layer(self, job: PackingJob, layer: MoeLayer, progress: Progress) -> None:
+    def _keep_layer(self, job: PackingJob, layer: MoeLayer, progress: Progress, guide: Guide | None = None) -> None:
+        if guide is not None:  # it has to know what the experts give
+            for expert in range(layer.experts):
+                guide.expert(layer, expert, self.checkpoint.expert(layer, expert), dict.fromkeys(ENTRIES, STORED_WIDTH))
         for name in layer.parameters():
             if layer.family is not None:
                 job.write(name, self.checkpoint.parameter(name))
@@ -188,19 +294,21 @@ class PackedBuild:
                 job.write(name, self.checkpoint.expert_slice(name, expert), row=expert)
         progress.advance(_layer_weights(layer))
 
-    def _make_other(self, job: PackingJob, source: Source, progress: Progress) -> None:
-        if source.converter is None and source.targets[0] not in self.linears:
+    def _make_other(self, job: PackingJob, source: Source, progress: Progress, guide: Guide | None = None) -> None:
+        if guide is None and source.converter is None and source.targets[0] not in self.linears:
             for row, part in self.checkpoint.parts(source):
                 job.write(source.targets[0], part, row=row)
                 progress.advance(part.numel())
             return
         for name, tensor in self.checkpoint.parameters_of(source).items():
             if name in self.linears:
-                job.write(linear_tensor(self.linears[name]), pack(self.quantizer(tensor, self.other_bits)))
+                bits = self.other_bits
+                rounded = guide.linear(name, tensor, bits) if guide else self.quantizer(tensor, bits)
+                job.write(linear_tensor(self.linears[name]), pack(rounded))
                 if name == self._marked_linear():
                     job.write(linear_marker(self.linears[name]), torch.ones(1, dtype=torch.bool))
             else:
-                job.write(name, tensor)
+                job.write(name, guide.tensor(name, tensor) if guide else tensor)
             progress.advance(tensor.numel())
 
 

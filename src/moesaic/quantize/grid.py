@@ -9,7 +9,7 @@ been rounded to what will be stored, so that the loss of that rounding is part o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -184,6 +184,24 @@ def join_rows(parts: list[QuantizedWeight]) -> QuantizedWeight:
         group_size=first.group_size,
         columns=first.columns,
     )
+
+
+def split_rows(whole: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:
+    """Cut a matrix into matrices of so many rows; the opposite of `join_rows`."""
+    found, start = [], 0
+    for count in rows:
+        part = slice(start, start + count)
+        found.append(
+            replace(
+                whole,
+                codes=whole.codes[part],
+                scale_codes=whole.scale_codes[part],
+                zero_codes=None if whole.zero_codes is None else whole.zero_codes[part],
+                row_scale=whole.row_scale[part],
+            )
+        )
+        start += count
+    return found
 
 
 def _bfloat16_up(value: Tensor) -> Tensor:
