@@ -9,6 +9,7 @@
     ├── UnsupportedModel         an architecture or a variant moesaic cannot compress (says what is missing)
     ├── CorruptFile              a file contradicts itself, its index or its recorded hash
     ├── InvalidPlan              a plan does not fit the model, or contradicts itself
+    ├── NotFinite                weights or statistics that hold NaN or infinity
     ├── InvalidText              text that cannot be read, or too little of it
     ├── JobMismatch              an unfinished run in the work folder was started with other options
     ├── StorageFull              the disk has no room for the output
@@ -56,6 +57,10 @@ class CorruptFile(MoesaicError):
 
 class InvalidPlan(MoesaicError):
     """A bit plan that contradicts itself or the model it is used for."""
+
+
+class NotFinite(MoesaicError):
+    """Numbers that hold NaN or infinity where a computation needs all of them."""
 
 
 class InvalidText(MoesaicError):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from moesaic.quantize._protocol import Quantizer as Quantizer
+from moesaic.quantize.factor import Factor as Factor
+from moesaic.quantize.gptq import GPTQ as GPTQ
 from moesaic.quantize.hqq import HQQ as HQQ
 from moesaic.quantize.rtn import RTN as RTN
 
@@ -13,4 +15,5 @@ QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
     "rtn": RTN,
     "rtn-minmax": partial(RTN, clip=False),
     "hqq": HQQ,
+    "gptq": GPTQ,
 }

@@ -49,7 +49,7 @@ class Grid:
         top = 2**self.bits - 1
         if self.zero_codes is None:
             return torch.full(self.scale_codes.shape, top / 2)
-        return self.zero_codes.float() * (top / _ZERO_TOP)
+        return zero_of_codes(self.zero_codes, self.bits)
 
     def encode(self, groups: Tensor) -> Tensor:
         """The nearest codes of weights `[rows, groups, group_size]`, uint8 of the same shape.
@@ -128,15 +128,34 @@ def store(scale: Tensor, zero: Tensor | None, bits: int) -> Grid:
         scale: `[rows, groups]` float32, not negative.
         zero: `[rows, groups]` float32 in units of codes, or None for a symmetric grid.
     """
-    row_scale = _bfloat16_up(scale.amax(dim=1) / _SCALE_TOP)  # (N,)
+    row_scale = row_scales(scale.amax(dim=1))  # (N,)
+    zero_codes = None if zero is None else zero_to_codes(zero, bits).to(torch.uint8)
+    return Grid(row_scale, scale_to_codes(scale, row_scale[:, None]).to(torch.uint8), zero_codes, bits)
+
+
+def row_scales(largest: Tensor) -> Tensor:
+    """The bfloat16 of rows whose largest scale is given: over 255, rounded up, so that no scale has to be cut."""
+    return _bfloat16_up(largest / _SCALE_TOP)
+
+
+def scale_to_codes(scale: Tensor, row_scale: Tensor) -> Tensor:
+    """Scales as their stored codes `0 … 255`, as floats; `row_scale` is shaped to go with them.
+
+    A group of zeros stays one, and no other becomes one.
+    """
     inverse = torch.where(row_scale > 0, 1 / row_scale.float(), 0.0)
-    scale_codes = (scale * inverse[:, None]).round().clamp_(1, _SCALE_TOP)
-    scale_codes = torch.where(scale > 0, scale_codes, 0.0).to(torch.uint8)  # a group of zeros stays one
-    zero_codes = None
-    if zero is not None:
-        top = 2**bits - 1
-        zero_codes = (zero * (_ZERO_TOP / top)).round().clamp_(0, _ZERO_TOP).to(torch.uint8)
-    return Grid(row_scale, scale_codes, zero_codes, bits)
+    codes = (scale * inverse).round().clamp_(1, _SCALE_TOP)
+    return torch.where(scale > 0, codes, 0.0)
+
+
+def zero_to_codes(zero: Tensor, bits: int) -> Tensor:
+    """Zero points, in units of codes, as their stored codes `0 … 255`, as floats."""
+    return (zero * (_ZERO_TOP / (2**bits - 1))).round().clamp_(0, _ZERO_TOP)
+
+
+def zero_of_codes(zero_codes: Tensor, bits: int) -> Tensor:
+    """The zero points, in units of codes, that stored codes stand for."""
+    return zero_codes.float() * ((2**bits - 1) / _ZERO_TOP)
 
 
 def range_grid(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor | None]:
