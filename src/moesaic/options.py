@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.allocate import ALLOCATORS, Allocator, default_allocator
+from moesaic.calibrate.text import CalibrationText
 from moesaic.errors import UsageError
 from moesaic.quantize import QUANTIZERS, Quantizer
 from moesaic.quantize.grid import GROUP_SIZES
@@ -35,6 +36,13 @@ class CompressOptions:
         zeta: of the reordering by MaxVar.
         single_sweep: reorder in one sweep, as the paper's released code does.
         shard_bytes: largest size of a file of tensors.
+        calibration: text files for rules and quantizers that want data; none for the bundled text.
+        sequences, sequence_length: how much of it.
+        stats: file of calibration statistics: used when it exists, written when it does not.
+        all_experts: every token counts for the second moments of every expert.
+        affinity: weight tokens in an expert's second moments by their routing weight.
+        act_order: GPTQ rounds the columns with the largest inputs first.
+        repair_routers: fit routers to the full-precision ones as the layers before them are rounded.
     """
 
     bits: float | None = None
@@ -51,6 +59,14 @@ class CompressOptions:
     zeta: float = 3.0
     single_sweep: bool = False
     shard_bytes: int = 5_000_000_000
+    calibration: tuple[Path, ...] = ()
+    sequences: int = 128
+    sequence_length: int = 2048
+    stats: Path | None = None
+    all_experts: bool = False
+    affinity: bool = False
+    act_order: bool = False
+    repair_routers: bool = False
 
     def __post_init__(self) -> None:
         if self.other_bits not in WIDTHS:
@@ -69,6 +85,15 @@ class CompressOptions:
         """
         return Budget(self.bits if self.bits is not None else WIDTHS[-1])
 
+    @property
+    def text(self) -> CalibrationText:
+        """The calibration text.
+
+        Raises:
+            UsageError: no sequences, or too short ones.
+        """
+        return CalibrationText(self.calibration, self.sequences, self.sequence_length, self.seed)
+
     def make_quantizer(self) -> Quantizer:
         """The quantizer of that name.
 
@@ -76,7 +101,11 @@ class CompressOptions:
             UnknownName: with the nearest.
         """
         made = look_up(self.quantizer, QUANTIZERS, kind="quantizer", group="quantizers")
-        return made(group_size=self.group_size, symmetric=self.symmetric)
+        knobs: dict[str, Any] = {"act_order": True} if self.act_order else {}
+        try:
+            return made(group_size=self.group_size, symmetric=self.symmetric, **knobs)
+        except TypeError:
+            raise UsageError(f"--act-order means nothing to the quantizer {self.quantizer}; it is for gptq") from None
 
     def make_allocator(self, **knobs: Any) -> Allocator:
         """The allocator of that name with those levels.
@@ -123,4 +152,6 @@ class CompressOptions:
         values["plan"] = None if self.plan is None else self.plan.name
         values["initial"] = None if self.initial is None else self.initial.name
         values["levels"] = None if self.levels is None else list(self.levels)
+        values["calibration"] = [path.name for path in self.calibration]
+        values["stats"] = None if self.stats is None else self.stats.name
         return values

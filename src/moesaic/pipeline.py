@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.allocate import Uniform, needs_costs
+from moesaic.calibrate.guide import CalibratedGuide
+from moesaic.calibrate.repair import RouterRepair
+from moesaic.calibrate.run import Calibration
+from moesaic.calibrate.store import Store
 from moesaic.checkpoint.companions import copy_companions
 from moesaic.checkpoint.locate import locate
 from moesaic.checkpoint.reader import Checkpoint
@@ -22,6 +26,7 @@ from moesaic.packing.job import MANIFEST, PackingJob, check_target
 from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
 from moesaic.progress import SILENT, Progress
+from moesaic.quantize import Quantizer, needs_moment
 from moesaic.records import BitPlan, Scores, read_json, write_json
 
 
@@ -60,12 +65,20 @@ def compress(
     quantizer = options.make_quantizer()
     options.make_scorer()  # names are checked before anything is read
     checkpoint = Checkpoint.open(source, trust_remote_code=trust_remote_code)
+    calibration = None
+    if needs_moment(quantizer) or options.repair_routers:
+        scratch = target.with_name(target.name + ".partial") / "scratch"
+        calibration = Calibration(checkpoint, options.text, scratch, trust_remote_code=trust_remote_code)
     scores, plan = make_plan(checkpoint, options)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
     shards = split_into_shards([specs for _, specs in build.units()], options.shard_bytes)
-    job = PackingJob(target, shards, _identity(checkpoint, plan, options), overwrite=overwrite)
+    identity = _identity(checkpoint, plan, options)
+    if calibration is not None:
+        identity["calibration"] = calibration.fingerprint
+    job = PackingJob(target, shards, identity, overwrite=overwrite)
     try:
-        build.run(job, progress)
+        guide = None if calibration is None else _guide(calibration, quantizer, options, Store(job.work / "states"))
+        build.run(job, progress, guide)
         job.close_files()
         job.write_index()
         write_json(job.out / "config.json", build.config())
@@ -82,6 +95,17 @@ def compress(
         job.abandon()
         raise
     return target
+
+
+def _guide(calibration: Calibration, quantizer: Quantizer, options: CompressOptions, store: Store) -> CalibratedGuide:
+    return CalibratedGuide(
+        calibration.stream,
+        quantizer,
+        store,
+        affinity=options.affinity,
+        all_experts=options.all_experts,
+        repair=RouterRepair() if options.repair_routers else None,
+    )
 
 
 def make_plan(checkpoint: Checkpoint, options: CompressOptions) -> tuple[Scores | None, BitPlan]:

@@ -71,7 +71,7 @@ def check_errors(model, name: str, stats: LayerStats, seen: tuple[Tensor, ...], 
         for place, bits in enumerate((1, 2)):
             for which in ("both", "gate_up", "down"):
                 module = deepcopy(model.get_submodule(name))
-                round_parts(module, layer, expert, QUANTIZER, bits, which)
+                round_parts(module, layer, expert, (QUANTIZER, bits), which)
                 with torch.no_grad():
                     change = module(hidden, index, weight).view(gave.shape) - gave
                 error, fisher = change.double().norm(), (change * gradient).double().square().sum()
@@ -111,7 +111,7 @@ def test_rare_experts_have_the_layers_moment(tiny_checkpoint: Tiny, tmp_path: Pa
     """An expert that no token reached has the moment that the layer's tokens would give it, finite and not zero."""
     folder = tiny_checkpoint("mixtral")
     stream = LayerStream(Checkpoint.open(folder), tokens(1, 2), Shelf(tmp_path))
-    (name, stats), *_ = gather(stream, ErrorMeter(ALL, (1, 2), QUANTIZER)).items()
+    ((_, stats), *_) = gather(stream, ErrorMeter(ALL, (1, 2), QUANTIZER)).items()
     unreached = [expert for expert, count in enumerate(stats.count.tolist()) if count == 0]
     assert unreached, "two tokens reach at most four of eight experts"
     assert set(unreached) <= set(stats.rare())

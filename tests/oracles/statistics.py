@@ -26,7 +26,10 @@ class Seen:
         self.gave: Tensor | None = None
 
     def __call__(self, _: Any, given: Any, named: Any, gave: Tensor) -> None:
-        self.given = (*given, *(named[name] for name in ("hidden_states", "top_k_index", "top_k_weights")[len(given) :]))
+        self.given = (
+            *given,
+            *(named[name] for name in ("hidden_states", "top_k_index", "top_k_weights")[len(given) :]),
+        )
         self.gave = gave
         gave.retain_grad()
 
@@ -45,8 +48,9 @@ def run_and_look(model: PreTrainedModel, layers: list[MoeLayer], tokens: Tensor)
     return seen
 
 
-def round_parts(module: Any, layer: MoeLayer, expert: int, quantizer: Quantizer, bits: int, which: str) -> None:
+def round_parts(module: Any, layer: MoeLayer, expert: int, rounding: tuple[Quantizer, int], which: str) -> None:
     """Round one expert of a fused module in place: `both`, `gate_up` or `down`."""
+    quantizer, bits = rounding
     first = module.gate_up_proj if layer.has_gate else module.up_proj
     with torch.no_grad():
         if which in ("both", "gate_up"):

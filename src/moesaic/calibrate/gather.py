@@ -83,9 +83,7 @@ def _go_forward(
     stream: LayerStream, meter: ErrorMeter | None, store: Store, *, keep_all: bool, progress: Progress
 ) -> None:
     """Through all layers; `keep_all` keeps the input of each and the experts' sums for the way back."""
-    done = 0
-    while done < stream.count and store.has(f"forward-{done}"):
-        done += 1
+    done = max((number + 1 for number in range(stream.count) if store.has(f"forward-{number}")), default=0)
     states = stream.new_states()
     states.copy_(store.get(f"forward-{done - 1}")["states"] if done else stream.embed())
     if keep_all and not done:
@@ -112,9 +110,7 @@ def _go_forward(
 
 def _go_back(stream: LayerStream, meter: ErrorMeter, store: Store, progress: Progress) -> None:
     """From the last layer to the first, each with the gradient that the one after it left."""
-    number = stream.count
-    while number > 0 and store.has(f"backward-{number - 1}"):
-        number -= 1
+    number = min((number for number in range(stream.count) if store.has(f"backward-{number}")), default=stream.count)
     progress.advance(stream.count - number)
     if number < stream.count:
         gradient = store.get(f"backward-{number}")["gradient"]

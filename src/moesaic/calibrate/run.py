@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +14,12 @@ from moesaic.calibrate.files import load_stats
 from moesaic.calibrate.gather import ErrorMeter, gather
 from moesaic.calibrate.store import Store
 from moesaic.calibrate.stream import LayerStream
-from moesaic.calibrate.text import calibration_texts, cut_sequences
+from moesaic.calibrate.text import CalibrationText, calibration_texts, cut_sequences
 from moesaic.checkpoint.reader import Checkpoint
-from moesaic.errors import InvalidText, JobMismatch, UsageError
+from moesaic.errors import InvalidText, JobMismatch
 from moesaic.progress import SILENT, Progress
 from moesaic.records import ExpertStats
 from moesaic.runtime.hf import open_tokenizer
-
-
-@dataclass(frozen=True)
-class CalibrationText:
-    """Which text to calibrate on.
-
-    Attributes:
-        files: plain text or JSON lines; the bundled text when there is none.
-        sequences: how many at most.
-        length: tokens of each; at most what the model was made for.
-        seed: of their places in the text.
-    """
-
-    files: tuple[Path, ...] = ()
-    sequences: int = 128
-    length: int = 2048
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.sequences < 1 or self.length < 2:
-            raise UsageError(
-                f"calibration on {self.sequences} sequences of {self.length} tokens: give at least 1 of at least 2"
-            )
-
-    def cut(self, checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Tensor:
-        """The sequences for a model. `[n, length]` int64
-
-        Raises:
-            InvalidText: text that cannot be read or is too short, or a tokenizer of another model.
-        """
-        tokenizer = open_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
-        longest = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or self.length
-
-        def tokenize(text: str) -> list[int]:
-            found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            return found
-
-        texts = calibration_texts(self.files)
-        tokens = cut_sequences(texts, tokenize, count=self.sequences, length=min(self.length, longest), seed=self.seed)
-        vocabulary = checkpoint.config.get_text_config().vocab_size
-        if int(tokens.max()) >= vocabulary:
-            raise InvalidText(
-                f"{checkpoint.folder}: its tokenizer makes token {int(tokens.max())}, but the model has {vocabulary}; "
-                "the tokenizer belongs to another model"
-            )
-        return tokens
 
 
 class Calibration:
@@ -88,7 +41,7 @@ class Calibration:
             scratch: folder for hidden states that do not fit in memory; made when it is needed.
             trust_remote_code: run Python code of the checkpoint.
         """
-        tokens = text.cut(checkpoint, trust_remote_code=trust_remote_code)
+        tokens = sequences_for(checkpoint, text, trust_remote_code=trust_remote_code)
         self.stream = LayerStream(checkpoint, tokens, Shelf(scratch), trust_remote_code=trust_remote_code)
         self.fingerprint = {
             "model": model_sha256(checkpoint),
@@ -111,6 +64,30 @@ class Calibration:
         layers = gather(self.stream, meter, store=store, progress=progress)
         bits = () if meter is None else meter.bits
         return ExpertStats(layers, bits, str(settings["quantizer"]), self.fingerprint)
+
+
+def sequences_for(checkpoint: Checkpoint, text: CalibrationText, *, trust_remote_code: bool = False) -> Tensor:
+    """The sequences for a model. `[n, length]` int64
+
+    Raises:
+        InvalidText: text that cannot be read or is too short, or a tokenizer of another model.
+    """
+    tokenizer = open_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
+    longest = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or text.length
+
+    def tokenize(piece: str) -> list[int]:
+        found: list[int] = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    texts = calibration_texts(text.files)
+    tokens = cut_sequences(texts, tokenize, count=text.sequences, length=min(text.length, longest), seed=text.seed)
+    vocabulary = checkpoint.config.get_text_config().vocab_size
+    if int(tokens.max()) >= vocabulary:
+        raise InvalidText(
+            f"{checkpoint.folder}: its tokenizer makes token {int(tokens.max())}, but the model has {vocabulary}; "
+            "the tokenizer belongs to another model"
+        )
+    return tokens
 
 
 def meter_settings(meter: ErrorMeter | None) -> dict[str, Any]:

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from moesaic.errors import InvalidText
+from moesaic.errors import InvalidText, UsageError
 from moesaic.text import Tokenize, bundled_calibration_text, read_text
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Which text to calibrate on.
+
+    Attributes:
+        files: plain text or JSON lines; the bundled text when there is none.
+        sequences: how many at most.
+        length: tokens of each; at most what the model was made for.
+        seed: of their places in the text.
+    """
+
+    files: tuple[Path, ...] = ()
+    sequences: int = 128
+    length: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1 or self.length < 2:
+            raise UsageError(
+                f"calibration on {self.sequences} sequences of {self.length} tokens: give at least 1 of at least 2"
+            )
 
 
 def calibration_texts(files: Sequence[Path]) -> dict[str, str]:

@@ -155,7 +155,8 @@ class PackingJob:
             keep: leave finished units, if there are any, for a later run to go on from.
         """
         self.close_files()
-        if not (keep and self._done):
+        measured = any(self.work.glob("calibration/*.safetensors"))  # what a long calibration has kept is of use too
+        if not (keep and (self._done or measured)):
             shutil.rmtree(self.work, ignore_errors=True)
         self._unlock()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from moesaic.quantize._protocol import Quantizer as Quantizer
+from moesaic.quantize._protocol import needs_moment as needs_moment
 from moesaic.quantize.factor import Factor as Factor
 from moesaic.quantize.gptq import GPTQ as GPTQ
 from moesaic.quantize.hqq import HQQ as HQQ

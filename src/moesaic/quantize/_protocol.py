@@ -10,7 +10,10 @@ from moesaic.records import QuantizedWeight
 
 
 class Quantizer(Protocol):
-    """Rounds a matrix to codes on a stored grid."""
+    """Rounds a matrix to codes on a stored grid.
+
+    One that wants the second moment of the matrix' inputs has the class attribute `needs_moment = True`.
+    """
 
     @property
     def group_size(self) -> int:
@@ -32,3 +35,8 @@ class Quantizer(Protocol):
             ValueError: a width or group size that the format does not have.
         """
         ...
+
+
+def needs_moment(quantizer: Quantizer) -> bool:
+    """Whether the quantizer wants the second moment of a matrix' inputs."""
+    return bool(getattr(quantizer, "needs_moment", False))

@@ -142,7 +142,9 @@ def feed_back(
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
         # the lazy update of the block, from all that is before it at once
-        target = torch.addmm(work[start:end], coupling[start:end, :start], work[:start]) if start else work[:end].clone()
+        target = (
+            torch.addmm(work[start:end], coupling[start:end, :start], work[:start]) if start else work[:end].clone()
+        )
         rounded = torch.empty_like(target)
         for low in range(start, end, strip_size):
             high = min(low + strip_size, end)
