@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from moesaic.allocate import Uniform, needs_costs
+from moesaic.allocate import Uniform
 from moesaic.checkpoint.companions import copy_companions
 from moesaic.checkpoint.locate import locate
 from moesaic.checkpoint.reader import Checkpoint
@@ -22,7 +22,7 @@ from moesaic.packing.job import MANIFEST, PackingJob, check_target
 from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
 from moesaic.progress import SILENT, Progress
-from moesaic.records import BitPlan, Scores, read_json, write_json
+from moesaic.records import BitPlan, CostTable, ExpertStats, Scores, read_json, write_json
 
 
 def compress(
@@ -58,7 +58,7 @@ def compress(
     if target.resolve() == source.resolve():
         raise UsageError(f"{target} is the checkpoint itself; give another folder for the output")
     quantizer = options.make_quantizer()
-    options.make_scorer()  # names are checked before anything is read
+    options.make_rule()  # names are checked before anything is read
     checkpoint = Checkpoint.open(source, trust_remote_code=trust_remote_code)
     scores, plan = make_plan(checkpoint, options)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
@@ -84,40 +84,47 @@ def compress(
     return target
 
 
-def make_plan(checkpoint: Checkpoint, options: CompressOptions) -> tuple[Scores | None, BitPlan]:
+def make_plan(
+    checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None = None
+) -> tuple[Scores | CostTable | None, BitPlan]:
     """Score and allocate, or read the plan that the options name.
 
+    Args:
+        checkpoint: the model.
+        options: what to do.
+        stats: what a calibration run learned of it; some rules need it.
+
     Returns:
-        The scores, None where no rule was needed, and the plan, checked against the model.
+        The scores or costs, None where no rule was needed, and the plan, checked against the model.
 
     Raises:
         InvalidPlan, BudgetInfeasible, UnknownName: as the stages say.
-        UsageError: an allocator that needs costs.
+        UsageError: a rule that does not fit the allocator, or needs statistics.
     """
     shapes = [layer.shape for layer in checkpoint.layers]
     if options.plan is not None:
         scores, plan = None, BitPlan.from_json(read_json(options.plan))
     else:
         allocator = options.make_allocator()  # before the rule reads weights: names are checked first
-        if needs_costs(allocator):
-            raise UsageError(
-                f"--allocator {options.allocator} needs costs and not scores: make a plan with "
-                "`moesaic allocate COSTS.json` and give it with --plan"
-            )
-        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options)
+        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options, stats)
         plan = allocator(shapes, options.budget, scores)
     plan.check(shapes)
     return scores, plan
 
 
-def score(checkpoint: Checkpoint, options: CompressOptions) -> Scores:
-    """Score every expert by the rule that the options name."""
+def score(checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None = None) -> Scores | CostTable:
+    """Score every expert by the rule that the options name, or work out its costs.
+
+    Raises:
+        UsageError: the rule needs statistics.
+    """
+    rule = options.make_rule()
     initial = None
     if options.initial is not None:
         if not options.initial.exists():
             raise NotACheckpoint(f"--initial {options.initial}: no such file or folder")
         initial = InitialRouters.open(options.initial)
-    return options.make_scorer()(CheckpointWeights(checkpoint, initial))
+    return rule(CheckpointWeights(checkpoint, initial, stats))
 
 
 def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -> dict[str, Any]:
@@ -133,7 +140,9 @@ def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -
     }
 
 
-def _manifest(build: PackedBuild, job: PackingJob, scores: Scores | None, options: CompressOptions) -> dict[str, Any]:
+def _manifest(
+    build: PackedBuild, job: PackingJob, scores: Scores | CostTable | None, options: CompressOptions
+) -> dict[str, Any]:
     """`moesaic.json`; no times and no paths, so that the same command gives the same bytes."""
     checkpoint = build.checkpoint
     shapes = [layer.shape for layer in checkpoint.layers]

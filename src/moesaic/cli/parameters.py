@@ -11,7 +11,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local checkpoint 
 Rule = Annotated[
     str,
     typer.Option(
-        help="Scoring rule: router_norm, max_var, router_norm+max_var, random.", rich_help_panel="Which experts"
+        help="Scores from weights: router_norm, max_var, kurtosis, alpha_tail, random; from text: "
+        "activation_frequency, rarity, routing_weight, significance. Costs (for pmq and global): alpha_tail; "
+        "from text: quant_error, fisher_error, hessian_trace. Each also with +max_var, as in router_norm+max_var.",
+        rich_help_panel="Which experts",
     ),
 ]
 Initial = Annotated[
@@ -37,7 +40,8 @@ Seed = Annotated[int, typer.Option(help="Seed of random rules.", rich_help_panel
 AllocatorName = Annotated[
     str | None,
     typer.Option(
-        help="uniform, two_level or three_level.  [default: the paper's choice for the budget]",
+        help="With scores: uniform, two_level, three_level; with costs: pmq, global, uniform.  "
+        "[default: the paper's choice for the budget; global for costs]",
         rich_help_panel="How many bits",
     ),
 ]

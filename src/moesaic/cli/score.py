@@ -33,7 +33,7 @@ def command(
     from moesaic.records import write_json
 
     options = CompressOptions(bits=16, rule=rule, initial=initial, zeta=zeta, single_sweep=single_sweep, seed=seed)
-    options.make_scorer()
+    options.make_rule()
     quiet_libraries()
     checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
     start = time.perf_counter()
