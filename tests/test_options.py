@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from moesaic.allocate import ALLOCATORS, ThreeLevel, TwoLevel, Uniform
+from moesaic.allocate import ALLOCATORS, GlobalMilp, ThreeLevel, TwoLevel, Uniform
 from moesaic.errors import BudgetInfeasible, UnknownName, UsageError
 from moesaic.options import CompressOptions
 from moesaic.quantize import QUANTIZERS
-from moesaic.scores import SCORERS, Random, Reorder
+from moesaic.scores import COSTS, SCORERS, AlphaTail, AlphaTailCost, FisherError, Random, Reorder, ReorderCosts
 
 
 def options(**changes: Any) -> CompressOptions:
@@ -23,7 +23,7 @@ def options(**changes: Any) -> CompressOptions:
 def test_the_defaults_are_the_papers_method() -> None:
     """Router norm reordered by MaxVar with zeta 3, three levels 1, 2, 3."""
     made = options()
-    scorer = made.make_scorer()
+    scorer = made.make_rule()
     assert isinstance(scorer, Reorder)
     assert scorer.zeta == 3
     assert not scorer.single_sweep
@@ -34,7 +34,13 @@ def test_the_defaults_are_the_papers_method() -> None:
 @pytest.mark.parametrize("name", sorted(SCORERS))
 def test_every_rule_can_be_made(name: str) -> None:
     """Each registered name gives a rule."""
-    assert callable(options(rule=name).make_scorer())
+    assert callable(options(rule=name).make_rule())
+
+
+@pytest.mark.parametrize("name", sorted(COSTS))
+def test_every_rule_of_costs_can_be_made(name: str) -> None:
+    """Each registered name gives a rule where the allocator wants costs."""
+    assert callable(options(rule=name, allocator="global").make_rule())
 
 
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
@@ -53,10 +59,44 @@ def test_every_allocator_can_be_made(name: str) -> None:
 
 def test_knobs_reach_the_rule_that_has_them() -> None:
     """Seed, zeta and single sweep go to the rules with a field of that name."""
-    assert options(rule="random", seed=7).make_scorer() == Random(seed=7)
-    reorder = options(zeta=2.0, single_sweep=True).make_scorer()
+    assert options(rule="random", seed=7).make_rule() == Random(seed=7)
+    reorder = options(zeta=2.0, single_sweep=True).make_rule()
     assert isinstance(reorder, Reorder)
     assert (reorder.zeta, reorder.single_sweep) == (2, True)
+
+
+def test_knobs_reach_the_rules_inside_a_rule() -> None:
+    """A random ranking under MaxVar follows the seed, costs under MaxVar get zeta; widths go to costs without data."""
+    inside = options(rule="random+max_var", seed=7).make_rule()
+    assert isinstance(inside, Reorder)
+    assert inside.base == Random(seed=7)
+    lifted = options(rule="alpha_tail+max_var", allocator="global", zeta=2.0, levels=(2, 4)).make_rule()
+    assert isinstance(lifted, ReorderCosts)
+    assert lifted.zeta == 2
+    assert lifted.base == AlphaTailCost(bits=(2, 4))
+
+
+def test_the_allocator_says_whether_a_rule_scores_or_costs() -> None:
+    """A name that is both is what the allocator needs; a rule of costs alone goes to the global allocator."""
+    assert isinstance(options(rule="alpha_tail").make_rule(), AlphaTail)
+    assert isinstance(options(rule="alpha_tail", allocator="pmq").make_rule(), AlphaTailCost)
+    assert isinstance(options(rule="fisher_error").make_allocator(), GlobalMilp)
+    assert options(rule="fisher_error", levels=(2, 4)).make_allocator() == GlobalMilp(levels=(2, 4))
+    assert isinstance(options(rule="fisher_error", bits=2, allocator="uniform").make_rule(), FisherError)
+
+
+@pytest.mark.parametrize(
+    ("rule", "allocator", "words"),
+    [
+        ("fisher_error", "two_level", "ranks by scores: give one of pmq, global"),
+        ("router_norm", "pmq", "give a rule of costs"),
+        ("quant_eror", "pmq", "did you mean 'quant_error'"),
+    ],
+)
+def test_a_rule_of_the_wrong_kind_is_refused(rule: str, allocator: str, words: str) -> None:
+    """Scores where costs are needed, costs where scores are needed, and names that are neither."""
+    with pytest.raises(UsageError, match=words):
+        options(rule=rule, allocator=allocator).make_rule()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +131,7 @@ def test_contradictions_are_refused_at_once(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "make", "nearest"),
     [
-        ({"rule": "router-norm"}, "make_scorer", "router_norm"),
+        ({"rule": "router-norm"}, "make_rule", "router_norm"),
         ({"allocator": "unifrom"}, "make_allocator", "uniform"),
         ({"quantizer": "hqqq"}, "make_quantizer", "hqq"),
     ],
@@ -112,7 +152,7 @@ def test_impossible_levels(levels: tuple[int, ...]) -> None:
 def test_a_rules_knob_out_of_range() -> None:
     """A zeta that would make the reordering run in circles is refused."""
     with pytest.raises(UsageError, match="zeta"):
-        options(zeta=1.0).make_scorer()
+        options(zeta=1.0).make_rule()
 
 
 @pytest.mark.parametrize("bits", [0, -1, 16.5, float("nan"), float("inf")])

@@ -16,8 +16,20 @@ COSTS_FORMAT = "moesaic-costs/1"
 FACTORS = ("frequency", "routing_weight")  # the papers' phi and w
 _LAYER_KEYS = ("costs", "weights", *FACTORS)
 
+_ENTRY_MARKS = ("/gate_up", "/down")  # after a layer's name: costs of that part of its experts alone
+
 Rows = tuple[tuple[float, ...], ...]
 Factors = Mapping[str, tuple[float, ...]]
+
+
+def entry_layer(layer: str, entry: str) -> str:
+    """The name under which a table has the costs of one entry (`"gate_up"` or `"down"`) of a layer."""
+    return f"{layer}/{entry}"
+
+
+def layer_of_entry(name: str) -> str:
+    """The layer that a name of a table belongs to, whether it is of an entry or of the whole."""
+    return next((name.removesuffix(mark) for mark in _ENTRY_MARKS if name.endswith(mark)), name)
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,8 @@ class CostTable:
         frequency: layer name -> phi, how often each expert was chosen; empty where the costs are finished.
         routing_weight: layer name -> w, the routing mass of each expert; empty where the costs are finished.
         details: what else is to be said of the measurement.
+
+    Where gate_up and down have costs of their own, a layer is there twice, as `LAYER/gate_up` and `LAYER/down`.
 
     With `frequency` and `routing_weight` the costs are raw errors, not negative, which are still to be weighted
     (`weighted`). Both are needed only up to a factor of their own in each layer.
@@ -61,6 +75,11 @@ class CostTable:
             _check_factors(name, getattr(self, name), self.layers)
         if self.raw:
             self._check_raw()
+
+    @property
+    def per_matrix(self) -> bool:
+        """Whether the costs are apart for gate_up and down."""
+        return all(layer_of_entry(name) != name for name in self.layers)
 
     @property
     def raw(self) -> bool:

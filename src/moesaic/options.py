@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.allocate import ALLOCATORS, Allocator, default_allocator
+from moesaic.allocate import ALLOCATORS, Allocator, Uniform, default_allocator, needs_costs
+from moesaic.calibrate.meter import ErrorMeter
 from moesaic.calibrate.text import CalibrationText
 from moesaic.errors import UsageError
-from moesaic.quantize import QUANTIZERS, Quantizer
+from moesaic.quantize import QUANTIZERS, RTN, Quantizer, needs_moment
 from moesaic.quantize.grid import GROUP_SIZES
-from moesaic.records import WIDTHS, Budget
+from moesaic.records import PACKED_WIDTHS, WIDTHS, Budget
 from moesaic.registry import look_up
-from moesaic.scores import SCORERS, Scorer
+from moesaic.scores import COSTS, SCORERS, CostRule, Scorer, needs_errors
+
+MEASURED_WIDTHS = (1, 2, 3, 4)  # at which errors are measured where no levels are named
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class CompressOptions:
 
     Attributes:
         bits: average code bits over the experts; not used with `plan`.
-        rule: scoring rule, a name in `scores.SCORERS`.
-        allocator: a name in `allocate.ALLOCATORS`; None for the paper's choice at this budget.
+        rule: a name in `scores.SCORERS`, or in `scores.COSTS` for an allocator that weighs costs.
+        allocator: a name in `allocate.ALLOCATORS`; None for the paper's choice at this budget, or `global` where the
+            rule is one of costs.
         levels: the widths that the allocator may use; None for its own.
         plan: a plan file to use instead of rule and allocator.
         quantizer: a name in `quantize.QUANTIZERS`.
@@ -117,10 +121,14 @@ class CompressOptions:
             UnknownName: with the nearest.
             UsageError: levels or a knob that it cannot use.
         """
-        if self.allocator is None and self.levels is None and not knobs:
+        if self.allocator is None and self.levels is None and not knobs and not self._costs_only:
             return default_allocator(self.budget)
         by_count = {2: "two_level", 3: "three_level"}
-        name = self.allocator or by_count.get(len(self.levels or ()), "three_level")
+        name = (
+            self.allocator
+            or ("global" if self._costs_only else None)
+            or by_count.get(len(self.levels or ()), "three_level")
+        )
         made = look_up(name, ALLOCATORS, kind="allocator", group="allocators")
         known = {field.name for field in dataclasses.fields(made)} if dataclasses.is_dataclass(made) else set(knobs)
         if not set(knobs) <= known:
@@ -130,21 +138,60 @@ class CompressOptions:
         except (ValueError, TypeError) as error:
             raise UsageError(f"--levels {self.levels}: {error}" if self.levels else f"{name}: {error}") from None
 
-    def make_scorer(self) -> Scorer:
-        """The scoring rule of that name, its knobs set where it has them.
+    @property
+    def wants_costs(self) -> bool:
+        """Whether the rule is to say what every width costs, and not to score.
+
+        Raises:
+            UnknownName, UsageError: as `make_allocator`.
+        """
+        if self.allocator is None:
+            return self._costs_only
+        return needs_costs(self.make_allocator())
+
+    @property
+    def _costs_only(self) -> bool:
+        return self.rule in COSTS and self.rule not in SCORERS
+
+    def make_rule(self) -> Scorer | CostRule:
+        """The rule of that name, its knobs set where it has them: a rule of costs where the allocator weighs costs.
 
         Raises:
             UnknownName: with the nearest.
-            UsageError: a knob out of range.
+            UsageError: a knob out of range; scores where costs are needed, or the other way round.
         """
-        rule: Any = look_up(self.rule, SCORERS, kind="scoring rule", group="scores")()
-        fields = {field.name for field in dataclasses.fields(rule)}
-        knobs = {name: getattr(self, name) for name in ("seed", "zeta", "single_sweep") if name in fields}
+        costs = self.wants_costs
+        known: dict[str, Any] = {**(COSTS if costs else SCORERS)}
+        others = SCORERS if costs else COSTS
+        if self.rule in others and self.rule not in known:
+            if not isinstance(self.make_allocator(), Uniform):  # which asks no rule
+                raise UsageError(_wrong_kind(self.rule, self.allocator, costs=costs))
+            known = {**others}
+        kind, group = ("rule of costs", "costs") if costs else ("scoring rule", "scores")
+        rule: Any = look_up(self.rule, known, kind=kind, group=group)()
+        knobs = {name: getattr(self, name) for name in ("seed", "zeta", "single_sweep")}
+        if self.levels is not None:
+            knobs["bits"] = self.levels
         try:
-            scorer: Scorer = dataclasses.replace(rule, **knobs)
+            made: Scorer | CostRule = _with_knobs(rule, knobs)
         except ValueError as error:
             raise UsageError(f"--rule {self.rule}: {error}") from None
-        return scorer
+        return made
+
+    def make_meter(self, *rules: object) -> ErrorMeter | None:
+        """What calibration has to measure for rules: errors of rounding without data, at the widths of `levels`."""
+        wanted = {name for rule in rules for name in needs_errors(rule)}
+        if not wanted:
+            return None
+        quantizer = self.make_quantizer()
+        if needs_moment(quantizer):
+            quantizer = RTN(group_size=self.group_size, symmetric=self.symmetric)
+        return ErrorMeter(
+            wanted=frozenset(name.removesuffix("_entries") for name in wanted),
+            bits=tuple(width for width in self.levels or MEASURED_WIDTHS if width in PACKED_WIDTHS),
+            quantizer=quantizer,
+            entries=any(name.endswith("_entries") for name in wanted),
+        )
 
     def recorded(self) -> dict[str, Any]:
         """The options as they are written into the manifest: names and numbers, no paths of this machine."""
@@ -155,3 +202,25 @@ class CompressOptions:
         values["calibration"] = [path.name for path in self.calibration]
         values["stats"] = None if self.stats is None else self.stats.name
         return values
+
+
+def _with_knobs(rule: Any, knobs: dict[str, Any]) -> Any:
+    """The rule with those of the knobs that it has, or that the rules it is made of have."""
+    changes = {}
+    for field in dataclasses.fields(rule):
+        value = getattr(rule, field.name)
+        if field.name in knobs:
+            changes[field.name] = knobs[field.name]
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = _with_knobs(value, knobs)
+    return dataclasses.replace(rule, **changes)
+
+
+def _wrong_kind(rule: str, allocator: str | None, *, costs: bool) -> str:
+    if costs:
+        return (
+            f"--allocator {allocator} needs costs and not scores, and --rule {rule} makes scores: give a rule of costs "
+            f"({', '.join(COSTS)}), or make a plan with `moesaic allocate COSTS.json` and give it with --plan"
+        )
+    fit = ", ".join(name for name, made in ALLOCATORS.items() if needs_costs(made()))
+    return f"--rule {rule} makes costs and not scores, and --allocator {allocator} ranks by scores: give one of {fit}"

@@ -6,20 +6,24 @@ compress("mixtral-8x7b", "mixtral-2.5bit", CompressOptions(bits=2.5))
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moesaic.allocate import Uniform, needs_costs
+from moesaic.allocate import Uniform
+from moesaic.calibrate.files import save_stats
 from moesaic.calibrate.guide import CalibratedGuide
 from moesaic.calibrate.repair import RouterRepair
-from moesaic.calibrate.run import Calibration
+from moesaic.calibrate.run import Calibration, reuse
 from moesaic.calibrate.store import Store
 from moesaic.checkpoint.companions import copy_companions
 from moesaic.checkpoint.locate import locate
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.checkpoint.weights import CheckpointWeights, InitialRouters
 from moesaic.checkpoint.writer import split_into_shards, storage_error
-from moesaic.errors import CorruptFile, NotACheckpoint, UsageError
+from moesaic.errors import CorruptFile, NotACheckpoint, OutputExists, UsageError
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
 from moesaic.packing.job import MANIFEST, PackingJob, check_target
@@ -27,7 +31,11 @@ from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
 from moesaic.progress import SILENT, Progress
 from moesaic.quantize import Quantizer, needs_moment
-from moesaic.records import BitPlan, Scores, read_json, write_json
+from moesaic.records import BitPlan, CostTable, ExpertStats, Scores, read_json, write_json
+from moesaic.registry import look_up
+from moesaic.scores import COSTS, needs_stats
+
+STATS_FILE = "calibration_stats.safetensors"
 
 
 def compress(
@@ -63,13 +71,12 @@ def compress(
     if target.resolve() == source.resolve():
         raise UsageError(f"{target} is the checkpoint itself; give another folder for the output")
     quantizer = options.make_quantizer()
-    options.make_scorer()  # names are checked before anything is read
+    options.make_rule()  # names are checked before anything is read
     checkpoint = Checkpoint.open(source, trust_remote_code=trust_remote_code)
-    calibration = None
-    if needs_moment(quantizer) or options.repair_routers:
-        scratch = target.with_name(target.name + ".partial") / "scratch"
-        calibration = Calibration(checkpoint, options.text, scratch, trust_remote_code=trust_remote_code)
-    scores, plan = make_plan(checkpoint, options)
+    work = target.with_name(target.name + ".partial")
+    calibration = open_calibration(checkpoint, options, work, trust_remote_code=trust_remote_code)
+    stats = measure(calibration, options, work, overwrite=overwrite, progress=progress)
+    scores, plan = make_plan(checkpoint, options, stats)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
     shards = split_into_shards([specs for _, specs in build.units()], options.shard_bytes)
     identity = _identity(checkpoint, plan, options)
@@ -77,13 +84,18 @@ def compress(
         identity["calibration"] = calibration.fingerprint
     job = PackingJob(target, shards, identity, overwrite=overwrite)
     try:
-        guide = None if calibration is None else _guide(calibration, quantizer, options, Store(job.work / "states"))
+        guide = None
+        if calibration is not None and (needs_moment(quantizer) or options.repair_routers):
+            guide = _guide(calibration, quantizer, options, Store(job.work / "states"))
         build.run(job, progress, guide)
         job.close_files()
         job.write_index()
         write_json(job.out / "config.json", build.config())
         copy_companions(source, job.out)
-        write_json(job.out / MANIFEST, _manifest(build, job, scores, options))
+        if stats is not None:
+            save_stats(stats, job.out / STATS_FILE)
+        found = None if calibration is None else _calibration_record(calibration, stats, guide)
+        write_json(job.out / MANIFEST, _manifest(build, job, scores, options, found))
         job.publish()
     except OSError as error:
         job.abandon()
@@ -97,6 +109,109 @@ def compress(
     return target
 
 
+def open_calibration(
+    checkpoint: Checkpoint, options: CompressOptions, work: Path, *, trust_remote_code: bool = False
+) -> Calibration | None:
+    """The model with the calibration text, None where neither rule nor quantizer asks for data.
+
+    Args:
+        checkpoint: the model.
+        options: what to do.
+        work: folder for hidden states that do not fit in memory.
+        trust_remote_code: run Python code of the checkpoint.
+
+    Raises:
+        InvalidText: the text.
+        UnsupportedModel: an encoder-decoder.
+    """
+    if not (_wants_stats(options) or needs_moment(options.make_quantizer()) or options.repair_routers):
+        return None
+    return Calibration(checkpoint, options.text, work / "scratch", trust_remote_code=trust_remote_code)
+
+
+def measure(
+    calibration: Calibration | None,
+    options: CompressOptions,
+    work: Path | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> ExpertStats | None:
+    """The statistics that the rule asks for: from the file that the options name, or measured now and written there.
+
+    Args:
+        calibration: from `open_calibration`.
+        options: what to do.
+        work: keeps finished layers, so that a run that was killed goes on; None keeps them in memory.
+        overwrite: discard what a run with other settings left in `work`.
+        progress: counts layers.
+
+    Raises:
+        JobMismatch: statistics of another model, text or rounding.
+    """
+    if calibration is None or not _wants_stats(options):
+        return None
+    meter = options.make_meter(options.make_rule())
+    if options.stats is not None and options.stats.exists():
+        return reuse(options.stats, calibration.fingerprint, meter)
+    folder = None if work is None else work / "calibration"
+    stats = calibration.statistics(meter, folder, overwrite=overwrite, progress=progress)
+    if options.stats is not None:
+        save_stats(stats, options.stats)
+    return stats
+
+
+def calibrate(
+    model: str | Path,
+    out: str | Path,
+    options: CompressOptions,
+    *,
+    rules: Sequence[str] = (),
+    per_matrix: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = SILENT,
+) -> ExpertStats:
+    """Measure the statistics for some rules of costs in one pass over the text, and write them to a file.
+
+    Args:
+        model: a local checkpoint folder or a hub id.
+        out: the file. A run that was killed goes on when it is repeated.
+        options: text, widths and grids; rule and budget play no part.
+        rules: names in `scores.COSTS`; none for what needs no errors.
+        per_matrix: also errors with only gate and up, or only down, rounded.
+        overwrite: replace a file that exists, discard unfinished work of other settings.
+        trust_remote_code: run Python code of the checkpoint.
+        progress: counts layers.
+
+    Raises:
+        MoesaicError: see `moesaic.errors`.
+    """
+    target = Path(out)
+    if target.exists() and not overwrite:
+        raise OutputExists(f"{target} exists; give another file, or --overwrite to replace it")
+    made = [look_up(name, COSTS, kind="rule of costs", group="costs")() for name in rules]
+    meter = options.make_meter(*made)
+    if meter is not None:
+        meter = replace(meter, entries=meter.entries or per_matrix)
+    checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
+    work = target.with_name(target.name + ".partial")
+    found = Calibration(checkpoint, options.text, work / "scratch", trust_remote_code=trust_remote_code)
+    try:
+        stats = found.statistics(meter, work / "calibration", overwrite=overwrite, progress=progress)
+        save_stats(stats, target)
+    except OSError as error:
+        raise storage_error(error, work) from error
+    shutil.rmtree(work)
+    return stats
+
+
+def _wants_stats(options: CompressOptions) -> bool:
+    if options.plan is not None or isinstance(options.make_allocator(), Uniform):
+        return False
+    return needs_stats(options.make_rule())
+
+
 def _guide(calibration: Calibration, quantizer: Quantizer, options: CompressOptions, store: Store) -> CalibratedGuide:
     return CalibratedGuide(
         calibration.stream,
@@ -108,40 +223,47 @@ def _guide(calibration: Calibration, quantizer: Quantizer, options: CompressOpti
     )
 
 
-def make_plan(checkpoint: Checkpoint, options: CompressOptions) -> tuple[Scores | None, BitPlan]:
+def make_plan(
+    checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None = None
+) -> tuple[Scores | CostTable | None, BitPlan]:
     """Score and allocate, or read the plan that the options name.
 
+    Args:
+        checkpoint: the model.
+        options: what to do.
+        stats: what a calibration run learned of it; some rules need it.
+
     Returns:
-        The scores, None where no rule was needed, and the plan, checked against the model.
+        The scores or costs, None where no rule was needed, and the plan, checked against the model.
 
     Raises:
         InvalidPlan, BudgetInfeasible, UnknownName: as the stages say.
-        UsageError: an allocator that needs costs.
+        UsageError: a rule that does not fit the allocator, or needs statistics.
     """
     shapes = [layer.shape for layer in checkpoint.layers]
     if options.plan is not None:
         scores, plan = None, BitPlan.from_json(read_json(options.plan))
     else:
         allocator = options.make_allocator()  # before the rule reads weights: names are checked first
-        if needs_costs(allocator):
-            raise UsageError(
-                f"--allocator {options.allocator} needs costs and not scores: make a plan with "
-                "`moesaic allocate COSTS.json` and give it with --plan"
-            )
-        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options)
+        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options, stats)
         plan = allocator(shapes, options.budget, scores)
     plan.check(shapes)
     return scores, plan
 
 
-def score(checkpoint: Checkpoint, options: CompressOptions) -> Scores:
-    """Score every expert by the rule that the options name."""
+def score(checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None = None) -> Scores | CostTable:
+    """Score every expert by the rule that the options name, or work out its costs.
+
+    Raises:
+        UsageError: the rule needs statistics.
+    """
+    rule = options.make_rule()
     initial = None
     if options.initial is not None:
         if not options.initial.exists():
             raise NotACheckpoint(f"--initial {options.initial}: no such file or folder")
         initial = InitialRouters.open(options.initial)
-    return options.make_scorer()(CheckpointWeights(checkpoint, initial))
+    return rule(CheckpointWeights(checkpoint, initial, stats))
 
 
 def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -> dict[str, Any]:
@@ -157,7 +279,28 @@ def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -
     }
 
 
-def _manifest(build: PackedBuild, job: PackingJob, scores: Scores | None, options: CompressOptions) -> dict[str, Any]:
+def _calibration_record(
+    calibration: Calibration, stats: ExpertStats | None, guide: CalibratedGuide | None
+) -> dict[str, Any]:
+    """What the manifest says of the text: what it was, the experts it hardly reached, what became of the routing."""
+    rare = {} if guide is None else guide.rare
+    if stats is not None:
+        rare = {name: layer.rare() for name, layer in stats.layers.items()}
+    changed = {} if guide is None else guide.changed
+    return {
+        **calibration.fingerprint,
+        "rare_experts": {name: experts for name, experts in rare.items() if experts},
+        "routing_changed": {name: {"before": before, "after": after} for name, (before, after) in changed.items()},
+    }
+
+
+def _manifest(
+    build: PackedBuild,
+    job: PackingJob,
+    scores: Scores | CostTable | None,
+    options: CompressOptions,
+    calibration: dict[str, Any] | None,
+) -> dict[str, Any]:
     """`moesaic.json`; no times and no paths, so that the same command gives the same bytes."""
     checkpoint = build.checkpoint
     shapes = [layer.shape for layer in checkpoint.layers]
@@ -179,5 +322,6 @@ def _manifest(build: PackedBuild, job: PackingJob, scores: Scores | None, option
         "total_bytes": sum(file["bytes"] for file in files.values()),
         "plan": build.plan.to_json(shapes),
         "scores": None if scores is None else scores.to_json(),
+        "calibration": calibration,
         "files": files,
     }

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from moesaic.costs import CostTable as CostTable  # noqa: PLC0414  # a noun like the others
+from moesaic.costs import entry_layer as entry_layer  # noqa: PLC0414
+from moesaic.costs import layer_of_entry as layer_of_entry  # noqa: PLC0414
 from moesaic.errors import BudgetInfeasible, CorruptFile, InvalidPlan
 from moesaic.stats import ExpertStats as ExpertStats  # noqa: PLC0414
 from moesaic.stats import LayerStats as LayerStats  # noqa: PLC0414

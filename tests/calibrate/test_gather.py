@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from moesaic.calibrate.activations import Shelf
-from moesaic.calibrate.gather import ErrorMeter, gather
+from moesaic.calibrate.gather import gather
+from moesaic.calibrate.meter import ErrorMeter
 from moesaic.calibrate.moments import SHRINKAGE
 from moesaic.calibrate.stream import LayerStream
 from moesaic.checkpoint.reader import Checkpoint

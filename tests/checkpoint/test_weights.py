@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.checkpoint.weights import CheckpointWeights, InitialRouters
-from moesaic.errors import CorruptFile, MoesaicError
-from moesaic.scores import SCORERS
+from moesaic.errors import CorruptFile, MoesaicError, UsageError
+from moesaic.scores import COSTS, SCORERS
 from tests.checkpoint.raw import change
+from tests.scores.made_up import random_stats
 from tests.tiny import CONFIGS, save_tiny
 
 Make = Callable[[str], Path]
@@ -42,9 +43,34 @@ def test_max_var_reads_first_layers_only(tiny_checkpoint: Make, family: str) -> 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_rule_scores_every_family(tiny_checkpoint: Make, family: str) -> None:
     """All registered rules run on all families."""
-    weights = CheckpointWeights(Checkpoint.open(tiny_checkpoint(family)))
+    checkpoint = Checkpoint.open(tiny_checkpoint(family))
+    stats = random_stats({layer.name: layer.experts for layer in checkpoint.layers})
+    weights = CheckpointWeights(checkpoint, measured=stats)
+    for made in COSTS.values():
+        assert {layer: len(rows) for layer, rows in made()(weights).layers.items()} == weights.experts
     for make in SCORERS.values():
         assert {layer: len(values) for layer, values in make()(weights).layers.items()} == weights.experts
+
+
+def test_experts_and_sizes_are_the_checkpoints(tiny_checkpoint: Make) -> None:
+    """A rule sees an expert as the reader gives it, and sizes cost no reading."""
+    checkpoint = Checkpoint.open(tiny_checkpoint("mixtral"))
+    weights, layer = CheckpointWeights(checkpoint), checkpoint.layers[1]
+    assert weights.shape(layer.name) == layer.shape
+    assert checkpoint.bytes_read == 0
+    assert torch.equal(weights.expert(layer.name, 5).down, checkpoint.expert(layer, 5).down)
+
+
+def test_statistics_that_are_not_there(tiny_checkpoint: Make) -> None:
+    """A rule that wants statistics is told how to get them; those of another model are refused."""
+    checkpoint = Checkpoint.open(tiny_checkpoint("mixtral"))
+    with pytest.raises(UsageError, match=r"give --calibration to measure them, or --stats"):
+        SCORERS["activation_frequency"]()(CheckpointWeights(checkpoint))
+    with pytest.raises(UsageError, match=r"have no layer model.layers.0.mlp.experts: they are of another model"):
+        SCORERS["activation_frequency"]()(CheckpointWeights(checkpoint, measured=random_stats({"L": 8})))
+    few = random_stats({layer.name: 4 for layer in checkpoint.layers})
+    with pytest.raises(UsageError, match=r"have 4 experts for .*, the model has 8"):
+        COSTS["fisher_error"]()(CheckpointWeights(checkpoint, measured=few))
 
 
 def initial_file(folder: Path, names: str, path: Path) -> Path:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
 from moesaic.allocate import ALLOCATORS, needs_costs
-from moesaic.errors import BudgetInfeasible
+from moesaic.allocate.choices import shapes_of
+from moesaic.errors import BudgetInfeasible, UsageError
 from moesaic.quantize import QUANTIZERS
 from moesaic.records import PACKED_WIDTHS, BitPlan, Budget, CostTable, LayerShape, Scores
-from moesaic.scores import SCORERS
+from moesaic.scores import COSTS, SCORERS, CostRule, needs_errors, needs_stats
 from tests.quantize.made_up import gaussian, rms_error, rows_of, same
 from tests.scores.made_up import MadeUp, random_weights
 
@@ -21,6 +24,8 @@ SCORES = Scores("r", {shape.name: tuple(float(i * 7 % 5) for i in range(shape.ex
 BUDGETS = [1, 1.3, 1.5, 2, 2.0625, 2.375, 2.5, 2.99, 3, 3.5, 4, 8, 12, 16]
 GRIDS = [(name, symmetric, group) for name in QUANTIZERS for symmetric in (False, True) for group in (32, 64, 128)]
 quantizers = pytest.mark.parametrize(("name", "symmetric", "group"), GRIDS)
+COST_RULES = [(name, per_matrix) for name in COSTS for per_matrix in (False, True)]
+costs = pytest.mark.parametrize(("name", "per_matrix"), COST_RULES)
 scorers = pytest.mark.parametrize("name", SCORERS)
 allocators = pytest.mark.parametrize("name", ALLOCATORS)
 
@@ -48,17 +53,12 @@ def test_scores_are_deterministic_and_survive_json(name: str) -> None:
     assert Scores.from_json(json.loads(json.dumps(scores.to_json()))) == scores
 
 
-@pytest.mark.parametrize("name", [name for name in SCORERS if name != "random"])
+@pytest.mark.parametrize("name", [name for name in SCORERS if not name.startswith("random")])
 def test_scores_follow_the_experts(name: str) -> None:
     """Renumbering the experts renumbers the scores: a rule sees weights, not places."""
     weights = random_weights()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert weights.initial is not None
-    moved = MadeUp(
-        {layer: router[order] for layer, router in weights.routers.items()},
-        {layer: [matrices[i] for i in order] for layer, matrices in weights.first.items()},
-        {layer: router[order] for layer, router in weights.initial.items()},
-    )
+    moved = weights.renumbered(order)
     before, after = SCORERS[name]()(weights), SCORERS[name]()(moved)
     for layer, values in before.layers.items():
         assert after.layers[layer] == pytest.approx([values[i] for i in order])
@@ -82,6 +82,104 @@ def test_direction_of_the_scores() -> None:
     assert small_first[0] > small_first[1]
     assert wide_first[1] > wide_first[0]
     assert both[1] > both[0]
+
+
+@scorers
+def test_a_rule_reads_statistics_only_if_it_says_so(name: str) -> None:
+    """`needs_stats` tells the command whether text has to be run; it has to be true of what the rule does."""
+    weights = random_weights()
+    rule = SCORERS[name]()
+    rule(weights)
+    assert ("stats" in weights.asked) == needs_stats(rule)
+    weights.measured = None
+    if needs_stats(rule):
+        with pytest.raises(UsageError, match="--stats"):
+            rule(weights)
+
+
+@pytest.mark.parametrize("name", [name for name in [*SCORERS, *COSTS] if "+" not in name and name != "max_var"])
+def test_every_rule_is_there_with_max_var(name: str) -> None:
+    """Each rule can be reordered by MaxVar under its name and `+max_var`."""
+    assert (name in SCORERS) == (f"{name}+max_var" in SCORERS)
+    assert (name in COSTS) == (f"{name}+max_var" in COSTS)
+
+
+# ---- rules of costs ----
+
+
+def made_costs(name: str, per_matrix: bool) -> CostRule:
+    """A rule of costs with its knob `per_matrix`, which those that are reordered have inside."""
+    rule: Any = COSTS[name]()
+    if hasattr(rule, "base"):
+        return replace(rule, base=replace(rule.base, per_matrix=per_matrix))
+    return replace(rule, per_matrix=per_matrix)
+
+
+@costs
+def test_costs_have_one_number_an_expert_and_width(name: str, per_matrix: bool) -> None:
+    """Every cost rule has finite costs from 0 up for every expert, which do not rise with the width, and says sizes."""
+    weights = random_weights()
+    table = made_costs(name, per_matrix)(weights)
+    layers = weights.experts
+    names = [f"{layer}/{entry}" for layer in layers for entry in ("gate_up", "down")] if per_matrix else [*layers]
+    assert list(table.layers) == names
+    assert table.rule == name
+    assert table.per_matrix == per_matrix
+    assert set(table.weights.values()) == {128 if per_matrix else 256}
+    for rows in table.weighted(1, 1, 2).layers.values():
+        assert len(rows) == 6
+        assert all(len(row) == len(table.bits) for row in rows)
+        assert all(first >= second >= 0 for row in rows for first, second in pairwise(row))
+
+
+@costs
+def test_costs_are_deterministic_and_survive_json(name: str, per_matrix: bool) -> None:
+    """Twice the same model, twice the same costs, also after their file form."""
+    table = made_costs(name, per_matrix)(random_weights())
+    assert made_costs(name, per_matrix)(random_weights()) == table
+    assert CostTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+@costs
+def test_costs_follow_the_experts(name: str, per_matrix: bool) -> None:
+    """Renumbering the experts renumbers the costs."""
+    order = [3, 0, 5, 1, 4, 2]
+    weights = random_weights()
+    before = made_costs(name, per_matrix)(weights).weighted(1, 1, 2)
+    after = made_costs(name, per_matrix)(weights.renumbered(torch.tensor(order))).weighted(1, 1, 2)
+    for layer, rows in before.layers.items():
+        for expert, place in enumerate(order):
+            assert after.layers[layer][expert] == pytest.approx(rows[place])
+
+
+@costs
+def test_a_cost_rule_names_what_it_needs(name: str, per_matrix: bool) -> None:
+    """With only the errors measured that a rule names, it works; without them it says what is missing."""
+    weights = random_weights()
+    rule = made_costs(name, per_matrix)
+    wanted = rule(weights)
+    assert ("stats" in weights.asked) == needs_stats(rule)
+    measured = {"weight_error", "output_error", "fisher", "output_error_entries", "fisher_entries"}
+    assert set(needs_errors(rule)) <= measured
+    assert weights.measured is not None
+    for kept in (set(needs_errors(rule)), set()):
+        absent = dict.fromkeys(measured - kept)
+        layers = {layer: replace(stats, **absent) for layer, stats in weights.measured.layers.items()}
+        few = replace(weights, measured=replace(weights.measured, layers=layers))
+        if kept == set(needs_errors(rule)):
+            assert rule(few) == wanted
+        else:
+            with pytest.raises(UsageError, match=f"no {needs_errors(rule)[0]}"):
+                rule(few)
+
+
+@costs
+def test_an_expert_without_tokens_costs_nothing_that_is_not_finite(name: str, per_matrix: bool) -> None:
+    """An expert that no token chose has finite costs, and the allocators take the table."""
+    table = made_costs(name, per_matrix)(random_weights())
+    shapes = shapes_of(table)
+    for allocator in (name for name, made in ALLOCATORS.items() if needs_costs(made())):
+        ALLOCATORS[allocator]()(shapes, Budget(2), table).check(shapes)
 
 
 # ---- allocators ----

@@ -11,10 +11,11 @@ from tests.docs.test_code_blocks import PAGES, ROOT, name_of
 from moesaic.allocate import ALLOCATORS
 from moesaic.kernels import BACKENDS
 from moesaic.quantize import QUANTIZERS
-from moesaic.scores import SCORERS
+from moesaic.scores import COSTS, SCORERS
 
 MADE = {
     **{name: made() for name, made in SCORERS.items()},
+    **{f"{name} (costs)": made() for name, made in COSTS.items()},
     **{name: made() for name, made in ALLOCATORS.items()},
     **{name: made() for name, made in QUANTIZERS.items()},
 }
@@ -26,6 +27,7 @@ def test_every_registered_method_has_a_page(name: str) -> None:
     """The page of a method has the name of its file, so that a reader of one finds the other."""
     page = ROOT / "docs" / "methods" / f"{type(MADE[name]).__module__.rpartition('.')[2]}.md"
     assert page.is_file(), f"no page for {name}"
+    name = name.removesuffix(" (costs)")
     assert f"`{name}`" in page.read_text(encoding="utf-8"), f"{page.name} does not say the name `{name}`"
 
 

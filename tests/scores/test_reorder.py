@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from moesaic.records import Scores
+from moesaic.allocate import GlobalMilp, Pmq
+from moesaic.allocate.choices import shapes_of
+from moesaic.records import Budget, CostTable, Scores
 from moesaic.scores.max_var import MaxVar
-from moesaic.scores.reorder import Reorder, ranking
+from moesaic.scores.quant_error import QuantError
+from moesaic.scores.reorder import Reorder, ReorderCosts, ranking
 from moesaic.scores.router_norm import RouterNorm
-from tests.scores.made_up import MadeUp
+from tests.scores.made_up import MadeUp, random_weights
 
 EMPTY = MadeUp({"L": torch.ones(4, 2)})
 
@@ -99,3 +103,62 @@ def test_ranking_is_best_first_ties_by_index(scores: tuple[float, ...]) -> None:
     assert sorted(order) == list(range(len(scores)))
     for first, second in pairwise(order):
         assert (scores[first], -first) > (scores[second], -second)
+
+
+@dataclass(frozen=True)
+class GivenCosts:
+    """A rule of costs that says what the test wants."""
+
+    table: CostTable
+
+    def __call__(self, weights: object) -> CostTable:
+        """The table."""
+        return self.table
+
+
+def test_costs_go_by_place() -> None:
+    """Experts save 9, 8, 7, 6 by bits; the last is lifted to the second place and takes over what stood there."""
+    table = CostTable("base", (1, 3), {"L": ((9.0, 0.0), (8.0, 0.0), (7.0, 0.0), (6.0, 0.0))})
+    rule = ReorderCosts(GivenCosts(table), Given("by", (3, 2, 2.5, 6)))
+    found = rule(EMPTY)
+    assert found.layers["L"] == ((9.0, 0.0), (7.0, 0.0), (6.0, 0.0), (8.0, 0.0))
+    assert found.rule == "base+by"
+    assert found.details["lifted"] == {"L": 1}
+
+
+def test_factors_move_with_the_errors() -> None:
+    """Raw costs keep their factors beside them, and entries of a layer are lifted by the layer's expert."""
+    factors = {f"L/{entry}": (1.0, 2.0) for entry in ("gate_up", "down")}
+    rows = {name: ((4.0, 0.0), (1.0, 0.0)) for name in factors}
+    found = ReorderCosts(GivenCosts(CostTable("b", (1, 3), rows, {}, factors, factors)), Given("by", (1, 9)))(EMPTY)
+    for name in factors:
+        assert found.layers[name] == ((1.0, 0.0), (4.0, 0.0))
+        assert found.frequency[name] == found.routing_weight[name] == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("allocator", [Pmq(), GlobalMilp()])
+def test_reordered_costs_keep_the_widths_of_every_layer(allocator: Pmq | GlobalMilp) -> None:
+    """Whatever the allocator gives a layer, it gives the same widths to other experts of it."""
+    weights = random_weights()
+    plain = QuantError()(weights)
+    lifted = ReorderCosts(QuantError(), MaxVar())(weights)
+    shapes = shapes_of(plain)
+    plans = [allocator(shapes, Budget(2), table) for table in (plain, lifted)]
+    for layer in plain.layers:
+        one, other = (plan.layers[layer].gate_up for plan in plans)
+        assert sorted(one) == sorted(other)
+    assert plans[0].layers != plans[1].layers
+
+
+def test_knobs_of_reordered_costs() -> None:
+    """Zeta and the single sweep act on costs as they do on scores; both are checked and told."""
+    table = CostTable("b", (1, 3), {"L": ((2.0, 0.0), (1.0, 0.0), (0.5, 0.0))})
+    spread = Given("by", (1, 3, 1))
+
+    def rows(**knobs: Any) -> tuple[tuple[float, ...], ...]:
+        return ReorderCosts(GivenCosts(table), spread, **knobs)(EMPTY).layers["L"]
+
+    assert rows() != table.layers["L"]
+    assert rows(zeta=4.0) == rows(single_sweep=True) == table.layers["L"]
+    with pytest.raises(ValueError, match="above 1, got"):
+        ReorderCosts(GivenCosts(table), spread, zeta=1.0)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from moesaic.calibrate.meter import ErrorMeter
 from moesaic.calibrate.mlp import ExpertMlp, chunks
 from moesaic.calibrate.moments import Moment, sample_rows
 from moesaic.calibrate.store import Store
@@ -22,31 +23,7 @@ from moesaic.calibrate.stream import LayerStream, Routed, giving
 from moesaic.errors import CorruptFile
 from moesaic.families import MoeLayer
 from moesaic.progress import SILENT, Progress
-from moesaic.quantize import Quantizer
 from moesaic.records import LayerStats
-
-ERRORS = ("weight_error", "output_error", "fisher")
-
-
-@dataclass(frozen=True)
-class ErrorMeter:
-    """Which errors of rounding to measure, and with what.
-
-    Attributes:
-        wanted: out of `ERRORS`.
-        bits: widths, ascending.
-        quantizer: what rounds.
-        entries: also measure with only gate and up, or only down, rounded.
-    """
-
-    wanted: frozenset[str]
-    bits: tuple[int, ...]
-    quantizer: Quantizer
-    entries: bool = False
-
-    def rounded(self, mlp: ExpertMlp, bits: int) -> dict[str, Tensor]:
-        """The matrices of an expert, rounded. Keys are those of `ExpertMlp.with_matrices`."""
-        return {name: self.quantizer(getattr(mlp, name), bits).dequantize() for name in ("first", "down")}
 
 
 def gather(
@@ -191,7 +168,8 @@ class _Errors:
 
     def __init__(self, mlp: ExpertMlp, meter: ErrorMeter) -> None:
         self._mlp, self._meter = mlp, meter
-        self._rounded = [meter.rounded(mlp, bits) for bits in meter.bits]
+        exact = {"first": mlp.first, "down": mlp.down}
+        self._rounded = [meter.rounded(exact, bits) for bits in meter.bits]
         widths = len(meter.bits)
         self._output = torch.zeros(widths, 3, dtype=torch.float64)  # both, gate and up alone, down alone
         self._fisher = torch.zeros(widths, 3, dtype=torch.float64)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from moesaic.calibrate.activations import Shelf
 from moesaic.calibrate.files import load_stats
-from moesaic.calibrate.gather import ErrorMeter, gather
+from moesaic.calibrate.gather import gather
+from moesaic.calibrate.meter import ErrorMeter
 from moesaic.calibrate.store import Store
 from moesaic.calibrate.stream import LayerStream
 from moesaic.calibrate.text import CalibrationText, calibration_texts, cut_sequences

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.checkpoint.shards import StoredTensor, read_header, read_tensor
-from moesaic.errors import CorruptFile
+from moesaic.errors import CorruptFile, UsageError
 from moesaic.families import MoeLayer
+from moesaic.records import ExpertStats, ExpertWeights, LayerShape
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,17 @@ class InitialRouters:
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """Gives scoring rules what they ask for (`scores.ModelWeights`)."""
+    """Gives rules what they ask for (`scores.ModelWeights`).
+
+    Attributes:
+        checkpoint: the model.
+        initial: its routers before training, where they are known.
+        measured: what a calibration run learned of it, where there was one.
+    """
 
     checkpoint: Checkpoint
     initial: InitialRouters | None = None
+    measured: ExpertStats | None = None
 
     @property
     def experts(self) -> dict[str, int]:
@@ -83,6 +91,28 @@ class CheckpointWeights:
     def first_layer(self, layer: str, expert: int) -> Tensor:
         """W1 of one expert. `[intermediate, hidden]`, stored dtype"""
         return self.checkpoint.first_layer(self._layer(layer), expert)
+
+    def expert(self, layer: str, expert: int) -> ExpertWeights:
+        """All matrices of one expert, `[out, in]`, stored dtype."""
+        return self.checkpoint.expert(self._layer(layer), expert)
+
+    def shape(self, layer: str) -> LayerShape:
+        """Sizes of a layer; nothing is read."""
+        return self._layer(layer).shape
+
+    @property
+    def stats(self) -> ExpertStats:
+        """What a calibration run learned of the model.
+
+        Raises:
+            UsageError: there was none.
+        """
+        if self.measured is None:
+            raise UsageError(
+                "the rule needs statistics of what the model does on text: give --calibration to measure them, or "
+                "--stats with a file that an earlier run made"
+            )
+        return self.measured
 
     def _layer(self, name: str) -> MoeLayer:
         return next(layer for layer in self.checkpoint.layers if layer.name == name)

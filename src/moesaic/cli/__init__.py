@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from moesaic.cli import allocate, compress, evaluate, generate, score, verify
+from moesaic.cli import allocate, calibrate, compress, evaluate, generate, score, verify
 from moesaic.errors import MoesaicError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("evaluate")(evaluate.command)
 app.command("generate")(generate.command)
 app.command("verify")(verify.command)
 app.command("score")(score.command)
+app.command("calibrate")(calibrate.command)
 app.command("allocate")(allocate.command)
 
 

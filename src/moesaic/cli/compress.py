@@ -35,7 +35,10 @@ def command(
     single_sweep: p.SingleSweep = False,
     seed: p.Seed = 0,
     quantizer: Annotated[
-        str, typer.Option(help="rtn (clipped), rtn-minmax or hqq.", rich_help_panel="Rounding")
+        str,
+        typer.Option(
+            help="rtn (clipped), rtn-minmax, hqq or gptq (uses calibration text).", rich_help_panel="Rounding"
+        ),
     ] = "rtn",
     group_size: Annotated[
         int, typer.Option(help="Columns that share a scale: 32, 64, 128.", rich_help_panel="Rounding")
@@ -44,6 +47,14 @@ def command(
         bool,
         typer.Option("--symmetric/--asymmetric", help="Grids without or with zero points.", rich_help_panel="Rounding"),
     ] = True,
+    act_order: p.ActOrder = False,
+    calibration: p.CalibrationFiles = None,
+    sequences: p.Sequences = 128,
+    sequence_length: p.SequenceLength = 2048,
+    stats: p.Stats = None,
+    all_experts: p.AllExperts = False,
+    affinity: p.Affinity = False,
+    repair_routers: p.RepairRouters = False,
     shard_size: Annotated[float, typer.Option(min=0.001, help="Largest file of tensors, in GB.")] = 5.0,
     overwrite: p.Overwrite = False,
     threads: p.Threads = None,
@@ -75,6 +86,14 @@ def command(
         zeta=zeta,
         single_sweep=single_sweep,
         shard_bytes=int(shard_size * 1e9),
+        calibration=p.parse_files(calibration),
+        sequences=sequences,
+        sequence_length=sequence_length,
+        stats=stats,
+        all_experts=all_experts,
+        affinity=affinity,
+        act_order=act_order,
+        repair_routers=repair_routers,
     )
     quiet_libraries()
     set_threads(threads)
@@ -103,6 +122,7 @@ def summarize(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "method": manifest["plan"]["method"],
         "router_norm_form": details.get("router_norm_form"),
         "requested_bits": manifest["plan"]["requested_bits"],
+        "calibration": manifest["calibration"],
         "code_bits": manifest["code_bits"],
         "stored_bpw": manifest["stored_bpw"],
         "expert_bytes": manifest["expert_bytes"],
@@ -113,11 +133,22 @@ def summarize(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _print(summary: dict[str, Any]) -> None:
     from moesaic.cli.console import size_text
+    from moesaic.stats import RARE_TOKENS
 
     asked = "" if summary["requested_bits"] is None else f" (asked for {summary['requested_bits']:g})"
     print(f"{summary['out']}: {summary['method']}")
     if summary["router_norm_form"]:
         print(f"  router norm   {summary['router_norm_form']}")
+    found = summary["calibration"]
+    if found:
+        print(f"  calibration   {found['sequences']} sequences of {found['sequence_length']} tokens")
+        for layer, experts in found["rare_experts"].items():
+            print(f"  rare experts  {layer}: {', '.join(map(str, experts))} (fewer than {RARE_TOKENS} tokens)")
+        for layer, share in found["routing_changed"].items():
+            print(
+                f"  routers       {layer}: {share['before']:.1%} of tokens changed experts before the repair, "
+                f"{share['after']:.1%} after"
+            )
     print(f"  code bits     {summary['code_bits']:.3f} a weight of the experts{asked}")
     print(f"  stored        {summary['stored_bpw']:.3f} bits a weight, scales and padding included")
     print(f"  experts       {size_text(summary['expert_bytes'])}")

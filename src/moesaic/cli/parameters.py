@@ -11,7 +11,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A local checkpoint 
 Rule = Annotated[
     str,
     typer.Option(
-        help="Scoring rule: router_norm, max_var, router_norm+max_var, random.", rich_help_panel="Which experts"
+        help="Scores from weights: router_norm, max_var, kurtosis, alpha_tail, random; from text: "
+        "activation_frequency, rarity, routing_weight, significance. Costs (for pmq and global): alpha_tail; "
+        "from text: quant_error, fisher_error, hessian_trace. Each also with +max_var, as in router_norm+max_var.",
+        rich_help_panel="Which experts",
     ),
 ]
 Initial = Annotated[
@@ -37,7 +40,8 @@ Seed = Annotated[int, typer.Option(help="Seed of random rules.", rich_help_panel
 AllocatorName = Annotated[
     str | None,
     typer.Option(
-        help="uniform, two_level or three_level.  [default: the paper's choice for the budget]",
+        help="With scores: uniform, two_level, three_level; with costs: pmq, global, uniform.  "
+        "[default: the paper's choice for the budget; global for costs]",
         rich_help_panel="How many bits",
     ),
 ]
@@ -77,6 +81,60 @@ Levels = Annotated[
     str | None,
     typer.Option(help="Widths that the allocator may use, such as 2,3.", rich_help_panel="How many bits"),
 ]
+CalibrationFiles = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE[,FILE...]",
+        help="Text for rules and quantizers that use data: plain, or JSON lines with a text field. Several files are "
+        "drawn from evenly.  [default: the bundled text]",
+        rich_help_panel="Calibration",
+    ),
+]
+Sequences = Annotated[
+    int, typer.Option(min=1, help="Sequences of calibration text at most.", rich_help_panel="Calibration")
+]
+SequenceLength = Annotated[
+    int,
+    typer.Option(min=2, help="Tokens of each; at most what the model is made for.", rich_help_panel="Calibration"),
+]
+Stats = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of calibration statistics: used when it exists, written when it does not.",
+        rich_help_panel="Calibration",
+    ),
+]
+AllExperts = Annotated[
+    bool,
+    typer.Option(
+        "--all-experts",
+        help="Every token counts for the second moments of every expert.",
+        rich_help_panel="Calibration",
+    ),
+]
+Affinity = Annotated[
+    bool,
+    typer.Option(
+        "--affinity",
+        help="Weight tokens in an expert's second moments by their routing weight.",
+        rich_help_panel="Calibration",
+    ),
+]
+ActOrder = Annotated[
+    bool,
+    typer.Option(
+        "--act-order", help="gptq rounds the columns with the largest inputs first.", rich_help_panel="Rounding"
+    ),
+]
+RepairRouters = Annotated[
+    bool,
+    typer.Option(
+        "--repair-routers",
+        help="Fit routers to the full-precision ones as the layers before them are rounded.",
+        rich_help_panel="Calibration",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads.  [default: torch's choice]")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no notices.")]
@@ -101,3 +159,8 @@ def parse_levels(text: str | None) -> tuple[int, ...] | None:
 def parse_at_least(text: str | None) -> tuple[int, ...] | None:
     """`"3,2"` -> `(3, 2)`, `"none"` -> `()`"""
     return () if text == "none" else parse_levels(text)
+
+
+def parse_files(text: str | None) -> tuple[Path, ...]:
+    """`"a.txt,b.jsonl"` -> two paths; none for None."""
+    return () if text is None else tuple(Path(part) for part in text.split(","))

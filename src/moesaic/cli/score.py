@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -20,24 +21,48 @@ def command(
     zeta: p.Zeta = 3.0,
     single_sweep: p.SingleSweep = False,
     seed: p.Seed = 0,
+    allocator: p.AllocatorName = None,
+    levels: p.Levels = None,
+    calibration: p.CalibrationFiles = None,
+    sequences: p.Sequences = 128,
+    sequence_length: p.SequenceLength = 2048,
+    stats: p.Stats = None,
     trust_remote_code: p.TrustRemoteCode = False,
     json_: p.Json = False,
     quiet: p.Quiet = False,
 ) -> None:
-    """Score every expert of a checkpoint: larger = deserves more bits."""
+    """Score every expert of a checkpoint (larger = deserves more bits), or work out what every width costs.
+
+    A rule of costs, or --allocator pmq or global, gives costs, which `moesaic allocate` turns into a plan.
+    """
     from moesaic.checkpoint.locate import locate
     from moesaic.checkpoint.reader import Checkpoint
-    from moesaic.cli.console import note, quiet_libraries, size_text
+    from moesaic.cli.console import Bar, note, quiet_libraries, size_text
     from moesaic.options import CompressOptions
-    from moesaic.pipeline import score
+    from moesaic.pipeline import measure, open_calibration, score
     from moesaic.records import write_json
 
-    options = CompressOptions(bits=16, rule=rule, initial=initial, zeta=zeta, single_sweep=single_sweep, seed=seed)
-    options.make_scorer()
+    options = CompressOptions(
+        bits=2.5,  # any budget that needs a rule
+        rule=rule,
+        initial=initial,
+        zeta=zeta,
+        single_sweep=single_sweep,
+        seed=seed,
+        allocator=allocator,
+        levels=p.parse_levels(levels),
+        calibration=p.parse_files(calibration),
+        sequences=sequences,
+        sequence_length=sequence_length,
+        stats=stats,
+    )
+    options.make_rule()
     quiet_libraries()
     checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
     start = time.perf_counter()
-    scores = score(checkpoint, options)
+    with TemporaryDirectory(prefix="moesaic-") as scratch, Bar(quiet=quiet or json_) as bar:
+        opened = open_calibration(checkpoint, options, Path(scratch), trust_remote_code=trust_remote_code)
+        scores = score(checkpoint, options, measure(opened, options, progress=bar))
     seconds = time.perf_counter() - start
     if out is not None:
         write_json(out, scores.to_json())

@@ -1,0 +1,95 @@
+"""`moesaic calibrate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesaic.cli import parameters as p
+
+
+def command(
+    model: p.Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of statistics to write (safetensors).")],
+    rules: Annotated[
+        str,
+        typer.Option(
+            help="The rules of costs whose errors to measure, or none: all in one pass over the text.",
+            rich_help_panel="Calibration",
+        ),
+    ] = "quant_error,hessian_trace,fisher_error",
+    levels: p.Levels = None,
+    per_matrix: Annotated[
+        bool,
+        typer.Option(
+            "--per-matrix",
+            help="Also with only gate and up, or only down, rounded.",
+            rich_help_panel="Calibration",
+        ),
+    ] = False,
+    group_size: Annotated[
+        int, typer.Option(help="Columns that share a scale: 32, 64, 128.", rich_help_panel="Rounding")
+    ] = 64,
+    symmetric: Annotated[
+        bool,
+        typer.Option("--symmetric/--asymmetric", help="Grids without or with zero points.", rich_help_panel="Rounding"),
+    ] = True,
+    calibration: p.CalibrationFiles = None,
+    sequences: p.Sequences = 128,
+    sequence_length: p.SequenceLength = 2048,
+    seed: p.Seed = 0,
+    overwrite: p.Overwrite = False,
+    threads: p.Threads = None,
+    trust_remote_code: p.TrustRemoteCode = False,
+    json_: p.Json = False,
+    quiet: p.Quiet = False,
+) -> None:
+    """Measure what every expert does on text, once for all rules and budgets.
+
+    Give the file to `compress`, `score` or `plan` with --stats. A run that was stopped goes on when the same command is
+    given again.
+    """
+    from moesaic.cli.console import Bar, note, quiet_libraries, set_threads
+    from moesaic.options import CompressOptions
+    from moesaic.pipeline import calibrate
+    from moesaic.stats import RARE_TOKENS
+
+    options = CompressOptions(
+        bits=2.5,  # any: nothing is allocated
+        levels=p.parse_levels(levels),
+        group_size=group_size,
+        symmetric=symmetric,
+        calibration=p.parse_files(calibration),
+        sequences=sequences,
+        sequence_length=sequence_length,
+        seed=seed,
+    )
+    names = [] if rules == "none" else rules.split(",")
+    quiet_libraries()
+    set_threads(threads)
+    try:
+        with Bar(quiet=quiet or json_) as bar:
+            stats = calibrate(
+                model,
+                out,
+                options,
+                rules=names,
+                per_matrix=per_matrix,
+                overwrite=overwrite,
+                trust_remote_code=trust_remote_code,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        note(f"interrupted; finished layers are in {out}.partial, and the same command goes on from there")
+        raise typer.Exit(130) from None
+    rare = {name: layer.rare() for name, layer in stats.layers.items() if layer.rare()}
+    fingerprint = stats.fingerprint
+    if json_:
+        print(json.dumps({"out": str(out), **fingerprint, "bits": list(stats.bits), "rare_experts": rare}))
+    elif not quiet:
+        print(f"{out}: {fingerprint['sequences']} sequences of {fingerprint['sequence_length']} tokens")
+        for layer, experts in rare.items():
+            print(f"  rare experts  {layer}: {', '.join(map(str, experts))} (fewer than {RARE_TOKENS} tokens)")
