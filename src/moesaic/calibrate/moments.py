@@ -51,7 +51,10 @@ class Moment:
         return self._sum / max(self._weight, 1e-30)
 
     def shrunk(self, toward: Tensor) -> Tensor:
-        """The second moment, drawn toward the layer's `[size, size]` (or `[size]`) by the rule above."""
+        """The second moment, drawn toward the layer's `[size, size]` (or `[size]`) by the rule above.
+
+        Made in place, since it is large: the moment is used up.
+        """
         return self._sum.add_(toward, alpha=SHRINKAGE).div_(self._weight + SHRINKAGE)
 
 
