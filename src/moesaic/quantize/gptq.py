@@ -61,6 +61,10 @@ class GPTQ:
     refits: int = 1
     compat: Literal["", "mc"] = ""
 
+    def __post_init__(self) -> None:
+        if self.compat not in ("", "mc"):
+            raise ValueError(f'compat must be "" or "mc", got {self.compat!r}')
+
     def __call__(self, weight: Tensor, bits: int, second_moment: Tensor | None = None) -> QuantizedWeight:
         """Quantize `weight` `[out, in]`. See `Quantizer`.
 
