@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from tests.oracles.obq import damped, obq, output_error
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,7 +99,13 @@ def test_float64_is_tried_before_more_damping() -> None:
 
 @pytest.mark.parametrize(
     "moment",
-    [torch.zeros(70, 70), torch.ones(70, 70), moment_of(1, 70), torch.diag(torch.arange(70.0)), moment_of(5, 70) * 1e-40],
+    [
+        torch.zeros(70, 70),
+        torch.ones(70, 70),
+        moment_of(1, 70),
+        torch.diag(torch.arange(70.0)),
+        moment_of(5, 70) * 1e-40,
+    ],
     ids=["no token", "constant inputs", "one token", "dead input", "tiny"],
 )
 def test_poor_moments_have_a_factor(moment: Tensor) -> None:
@@ -160,4 +164,3 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = prepare(moment)
     assert torch.equal(moment, before)
     assert torch.allclose(whole.coupling.tril(-1), cut.coupling.tril(-1), atol=1e-5)
-

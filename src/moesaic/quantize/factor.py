@@ -145,7 +145,9 @@ def _factorise(matrix: Tensor, side_by_side: Lanes) -> bool:
             return False
         rows[:, own] = upper.T
 
-        def panel(tile: slice, rows: Tensor = rows, below: Tensor = below, own: slice = own, upper: Tensor = upper) -> None:
+        def panel(
+            tile: slice, rows: Tensor = rows, below: Tensor = below, own: slice = own, upper: Tensor = upper
+        ) -> None:
             rest = rows[:, tile].addmm_(below[:, own].T, below[:, tile], alpha=-1)
             rest.copy_(torch.linalg.solve_triangular(upper, rest, upper=True))
 

@@ -21,7 +21,7 @@ from moesaic.quantize.lanes import lanes
 from moesaic.quantize.mc_grid import McSearch
 from moesaic.records import QuantizedWeight
 
-ROWS = 1024  # rows worked on at a time; fixed, so that the number of threads does not show
+ROWS = 2048  # rows worked on at a time; fixed, so that the number of threads does not show
 _BLOCK = 128  # columns between two lazy updates of all that are left
 _STRIP = 32  # columns of a block that are updated one by one
 _LARGEST_POWER = 126
@@ -155,7 +155,9 @@ def feed_back(
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
         # the lazy update of the block, from all that is before it at once
-        target = torch.addmm(work[start:end], coupling[start:end, :start], work[:start]) if start else work[:end].clone()
+        target = (
+            torch.addmm(work[start:end], coupling[start:end, :start], work[:start]) if start else work[:end].clone()
+        )
         rounded = torch.empty_like(target)
         for low in range(start, end, strip_size):
             high = min(low + strip_size, end)
