@@ -40,3 +40,12 @@ def rows_of(weight: QuantizedWeight, row: int) -> QuantizedWeight:
         weight.group_size,
         weight.columns,
     )
+
+
+def moment_of(tokens: int, columns: int, seed: int = 0) -> Tensor:
+    """Second moment of made-up inputs `[columns, columns]`, float32: correlated, some much larger than others."""
+    random = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=random) / columns**0.5 + torch.eye(columns)
+    inputs = torch.randn(tokens, columns, generator=random) @ mix
+    inputs = inputs * torch.randn(columns, generator=random).exp() + 0.3
+    return inputs.T @ inputs / tokens

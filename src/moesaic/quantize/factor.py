@@ -35,7 +35,7 @@ class Factor:
             up for; what is on and above the diagonal means nothing.
         pivots: `[in]` float32, `x_jj^2` relative to the mean square of the inputs: what an error of column `j` costs
             when all later columns make up for it.
-        diagonal: `[in]` float32, mean square of each input over the mean of all, damping included.
+        diagonal: `[in]` float32, mean square of each input over the mean of all.
         order: `[in]` int64, the columns in the order in which they are rounded; None for as they are. The other
             fields are in that order.
         damping: what was added to the diagonal, as a part of its mean; more than asked where that did not do.
@@ -89,15 +89,15 @@ def prepare(second_moment: Tensor, *, damping: float = 0.01, act_order: bool = F
         moment = torch.eye(moment.shape[0], dtype=torch.float32)
         diagonal, mean = moment.diagonal().double(), 1.0
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else None
+    relative = (diagonal if order is None else diagonal[order]).div(mean).float()
     with lanes() as side_by_side:
         while True:
             for dtype in (torch.float32, torch.float64):
                 matrix = _damped(moment, order, mean, damping, dtype)
-                weights = matrix.diagonal().float().clone()
                 if _factorise(matrix, side_by_side):
                     pivots = matrix.diagonal().square().float()
                     matrix.div_(matrix.diagonal().clone()[:, None])
-                    return Factor(matrix.float(), pivots, weights, order, damping)
+                    return Factor(matrix.float(), pivots, relative, order, damping)
             damping *= 10
 
 

@@ -18,12 +18,14 @@ from moesaic.quantize import grid
 from moesaic.quantize.factor import Factor, prepare
 from moesaic.quantize.group_grid import GroupGrid, GroupSearch
 from moesaic.quantize.lanes import lanes
+from moesaic.quantize.mc_grid import McSearch
 from moesaic.records import QuantizedWeight
 
-ROWS = 1024  # rows worked on at a time; fixed, so that the number of threads does not show
+ROWS = 2048  # rows worked on at a time; fixed, so that the number of threads does not show
 _BLOCK = 128  # columns between two lazy updates of all that are left
 _STRIP = 32  # columns of a block that are updated one by one
 _LARGEST_POWER = 126
+_MC_FEEDBACK_ABOVE = 3  # bits; with fewer, the released code feeds errors back between blocks only
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class GPTQ:
     refits: int = 1
     compat: Literal["", "mc"] = ""
 
+    def __post_init__(self) -> None:
+        if self.compat not in ("", "mc"):
+            raise ValueError(f'compat must be "" or "mc", got {self.compat!r}')
+
     def __call__(self, weight: Tensor, bits: int, second_moment: Tensor | None = None) -> QuantizedWeight:
         """Quantize `weight` `[out, in]`. See `Quantizer`.
 
@@ -93,7 +99,9 @@ class GPTQ:
             return grid.join_rows(side_by_side(lambda piece: self._rows(piece, bits, factor), pieces))
 
     @property
-    def _search(self) -> GroupSearch:
+    def _search(self) -> GroupSearch | McSearch:
+        if self.compat == "mc":
+            return McSearch(self.symmetric)
         return GroupSearch(self.symmetric, self.candidates, self.smallest, self.refits)
 
     def _rows(self, weight: Tensor, bits: int, factor: Factor | None) -> QuantizedWeight:
@@ -102,27 +110,31 @@ class GPTQ:
         work, power = _columns_first(weight)
         importance = torch.ones(columns) if factor is None else factor.in_place(factor.pivots)
         groups = [slice(at, min(at + self.group_size, columns)) for at in range(0, columns, self.group_size)]
-        largest = torch.stack([self._search.largest(work[each], importance[each], bits) for each in groups]).amax(dim=0)
-        row_scale = grid.row_scales(largest if factor is None else largest * self.headroom)
+        if factor is not None and self.compat == "mc":
+            work[factor.in_place(factor.diagonal) == 0] = 0  # it clears columns whose input is always zero
+        search_in = self._search
+        largest = torch.stack([search_in.largest(work[each], bits) for each in groups]).amax(dim=0)
+        row_scale = grid.row_scales(largest * (1.0 if factor is None else self.headroom))
 
         def search(weights: Tensor, group: int) -> GroupGrid:
-            return self._search(weights, importance[groups[group]], row_scale, bits)
+            return search_in(weights, importance[groups[group]], row_scale, bits)
 
+        inside = self.compat != "mc" or bits > _MC_FEEDBACK_ABOVE
         if factor is None:
             grids = [search(work[each], number) for number, each in enumerate(groups)]
             codes = torch.cat([found.encode(work[each]) for found, each in zip(grids, groups, strict=True)])
         elif factor.order is None:
-            codes, grids = feed_back(work, factor.coupling, self.group_size, search)
+            codes, grids = feed_back(work, factor.coupling, self.group_size, search, inside=inside)
         else:
             static = [search(work[each], number) for number, each in enumerate(groups)]
             grids = [static[group] for group in (factor.order // self.group_size).tolist()]  # of each column
-            codes, _ = feed_back(work[factor.order], factor.coupling, 1, lambda _, column: grids[column])
+            codes, _ = feed_back(work[factor.order], factor.coupling, 1, lambda _, column: grids[column], inside=inside)
             codes, grids = factor.in_place(codes), static
         return _put_together(codes, grids, row_scale, power, self.group_size)
 
 
 def feed_back(
-    work: Tensor, coupling: Tensor, group_size: int, search: Callable[[Tensor, int], GroupGrid]
+    work: Tensor, coupling: Tensor, group_size: int, search: Callable[[Tensor, int], GroupGrid], *, inside: bool = True
 ) -> tuple[Tensor, list[GroupGrid]]:
     """Round columns in turn, each from what it is plus its share of the errors so far.
 
@@ -131,6 +143,7 @@ def feed_back(
         coupling: `[columns, columns]` float32, see `Factor`.
         group_size: columns that have a grid together: 1, or a number of which a block is a multiple.
         search: called with the weights of a group as they are when it is reached, and its number.
+        inside: also feed errors back within a block; False is a flaw to reproduce.
 
     Returns:
         Codes `[columns, rows]` uint8 and the grids of the groups.
@@ -154,11 +167,11 @@ def feed_back(
                 if group_size == 1:
                     grids.append(search(target, column))
                 wanted = target[column - start]
-                if column > low:
+                if inside and column > low:
                     wanted.addmv_(work[low:column].T, coupling[column, low:column])
                 code = grids[-1].encode(wanted, out=rounded[column - start])
                 work[column].sub_(grids[-1].decode(code))
-            if high < end:
+            if inside and high < end:
                 target[high - start :].addmm_(coupling[high:end, low:high], work[low:high])
         codes[start:end] = rounded  # whole numbers that a byte holds
     return codes, grids

@@ -108,11 +108,11 @@ class GroupSearch:
     smallest: float
     refits: int
 
-    def largest(self, weights: Tensor, importance: Tensor, bits: int) -> Tensor:
-        """The largest scale that a search on these weights may want. `[rows]`"""
+    def largest(self, weights: Tensor, bits: int) -> Tensor:
+        """The scale that spans these weights. One bit, too, is given room up to the largest weight. `[rows]`"""
         if bits == 1:
-            return _sign_scale(weights, importance)
-        return self._ranged(*_range(weights), bits)[0]
+            return 2 * weights.abs().amax(dim=0)
+        return self._ranged(*span(weights), bits)[0]
 
     def __call__(self, weights: Tensor, importance: Tensor, row_scale: Tensor, bits: int) -> GroupGrid:
         """The grid of a group.
@@ -124,8 +124,8 @@ class GroupSearch:
             bits: width of the codes.
         """
         if bits == 1:
-            return GroupGrid.stored(_sign_scale(weights, importance), None, row_scale, bits)
-        low, high = _range(weights)
+            return GroupGrid.stored(sign_scale(weights, importance), None, row_scale, bits)
+        low, high = span(weights)
         step = (1 - self.smallest) / max(1, self.candidates - 1)
         factor = torch.ones_like(low)
         best = GroupGrid.stored(*self._ranged(low, high, bits), row_scale, bits)
@@ -168,10 +168,11 @@ class GroupSearch:
         return scale, torch.where(usable, zero, found.zero)
 
 
-def _range(weights: Tensor) -> tuple[Tensor, Tensor]:
+def span(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest of weights `[columns, rows]`, zero included. `[rows]` each"""
     return weights.amin(dim=0).clamp_(max=0), weights.amax(dim=0).clamp_(min=0)
 
 
-def _sign_scale(weights: Tensor, importance: Tensor) -> Tensor:
+def sign_scale(weights: Tensor, importance: Tensor) -> Tensor:
     """Twice the weighted mean of `|w|`: the least weighted error that two opposite levels can have. `[rows]`"""
     return torch.mv(weights.abs().T, importance).mul_(2 / importance.sum())
