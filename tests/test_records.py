@@ -236,6 +236,7 @@ def test_run_record_keeps_its_conditions() -> None:
     """A figure's file form carries unit, count and conditions."""
     data = RunRecord("perplexity", 3.5, "", 100, {"seed": 0}).to_json()
     assert data == {"name": "perplexity", "value": 3.5, "unit": "", "n": 100, "conditions": {"seed": 0}}
+    assert RunRecord("perplexity", 3.5, "", 100, {}, (3.0, 4.0)).to_json()["interval"] == [3.0, 4.0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@
     ├── InvalidPlan              a plan does not fit the model, or contradicts itself
     ├── NotFinite                weights or statistics that hold NaN or infinity
     ├── InvalidText              text that cannot be read, or too little of it
+    ├── InvalidTask              an evaluation set with a line that is not of its format
     ├── JobMismatch              an unfinished run in the work folder was started with other options
     ├── StorageFull              the disk has no room for the output
     └── KernelUnavailable        the kernel backend asked for cannot run here
@@ -65,6 +66,10 @@ class NotFinite(MoesaicError):
 
 class InvalidText(MoesaicError):
     """A text that cannot be read as UTF-8 or holds too few tokens."""
+
+
+class InvalidTask(MoesaicError):
+    """An evaluation set that cannot be read, or a line of it that is not of the format."""
 
 
 class JobMismatch(MoesaicError):

@@ -330,8 +330,9 @@ class RunRecord:
         name: what was measured, such as `perplexity`.
         value: the figure.
         unit: its unit, such as `tokens/s`; "" for a pure number.
-        n: how many samples (tokens, runs) it stands on.
+        n: how many samples (tokens, items, runs) it stands on; 1 for what is counted and not sampled.
         conditions: command, model, text, window, seed, machine, versions.
+        interval: its 95 % confidence interval `(low, high)`, None where there is none.
     """
 
     name: str
@@ -339,14 +340,17 @@ class RunRecord:
     unit: str
     n: int
     conditions: Mapping[str, Any]
+    interval: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The file form."""
+        """The file form; `interval` only where there is one."""
+        interval = {} if self.interval is None else {"interval": list(self.interval)}
         return {
             "name": self.name,
             "value": self.value,
             "unit": self.unit,
             "n": self.n,
+            **interval,
             "conditions": dict(self.conditions),
         }
 

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 import moesaic
-from moesaic.errors import InvalidText, MoesaicError, UsageError
+from moesaic.errors import InvalidTask, InvalidText, MoesaicError, UnknownName, UsageError
+from moesaic.evaluate.local_tasks import figures, run_task
 from moesaic.evaluate.quality import measure_quality
 from moesaic.evaluate.run import EvaluateOptions, evaluate, records
+from moesaic.evaluate.tasks import read_set
 from moesaic.records import RunRecord
 from moesaic.runtime.hf import open_any
 from moesaic.text import windows
 from tests.talking import make_tokenizer, talking_copy
 from tests.tiny import save_tiny
 
+SETS = Path(__file__).with_name("sets")
 NO_SPEED = EvaluateOptions(window=32, stride=8, max_tokens=100, speed=False)
 SPEED_FIGURES = ("prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "peak_memory_bytes")
 
@@ -74,10 +77,55 @@ def test_records_carry_their_conditions(packed: Path, text: Path) -> None:
     for record in made:
         assert isinstance(record, RunRecord)
         assert record.value == found[record.name]
-        assert record.n == 99
+        assert record.n == (99 if record.name == "perplexity" else 1)  # sizes are counted, not sampled
+        assert (record.interval is None) == (record.name != "perplexity")
         assert record.conditions["window"] == 32
         assert record.conditions["text"] == text.name
         assert "machine" in record.conditions
+
+
+def test_routing_is_compared(source: Path, packed: Path, text: Path) -> None:
+    """Against a reference every layer has its agreement, and the whole is their mean."""
+    found = evaluate(packed, text, reference=source, options=NO_SPEED)
+    layers = found["routing_layers"]
+    assert list(layers) == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+    for name in ("same_set", "overlap"):
+        mean = sum(layer[name] for layer in layers.values()) / 2
+        assert found[f"routing_{name}"] == pytest.approx(mean)
+    assert layers["model.layers.0.mlp.experts"]["tokens"] == 99
+    assert {"routing_same_set", "layer_routing_overlap"} < {record.name for record in records(found)}
+    assert evaluate(packed, text, options=NO_SPEED)["routing_layers"] is None
+
+
+def test_tasks_without_a_text(source: Path, packed: Path) -> None:
+    """Tasks need no text; with a reference both models answer, and the speed still has a prompt."""
+    options = EvaluateOptions(tasks=("animals", str(SETS / "pronouns.jsonl")), task_limit=3, new_tokens=3)
+    with pytest.raises(UnknownName):
+        evaluate(packed, None, options=options)
+    options = EvaluateOptions(
+        tasks=(str(SETS / "animals.jsonl"), str(SETS / "pronouns.jsonl")), task_limit=3, new_tokens=3
+    )
+    found = evaluate(packed, None, reference=source, options=options)
+    assert found["perplexity"] is found["text"] is found["tokens"] is found["routing_same_set"] is None
+    assert [task["items"] for task in found["tasks"]] == [3, 3]
+    questions = read_set(SETS / "animals.jsonl", limit=3)
+    wanted = figures(
+        *(run_task(open_any(folder), make_tokenizer(), questions, longest=128) for folder in (packed, source))
+    )
+    assert found["tasks"][0]["figures"]["accuracy"]["value"] == wanted["accuracy"].value.value
+    assert found["tasks"][0]["figures"]["accuracy"]["difference"] == wanted["accuracy"].difference.value
+    assert found["decode_tokens_per_second"] > 0
+    assert "task_changed_answers" in {record.name for record in records(found)}
+    with pytest.raises(UsageError, match="nothing to measure"):
+        evaluate(packed, None)
+
+
+def test_a_set_is_read_before_the_models(tmp_path: Path, text: Path) -> None:
+    """A line that is wrong costs no loading of models."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{}")
+    with pytest.raises(InvalidTask, match="line 1"):
+        evaluate(tmp_path / "no such model", text, options=EvaluateOptions(tasks=(str(bad),)))
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def measure_quality(
     *,
     reference: PreTrainedModel | None = None,
     progress: Progress = SILENT,
+    after: Callable[[list[Window]], None] | None = None,
 ) -> Quality:
     """Score every window with the model, and with the reference if there is one.
 
@@ -76,6 +77,7 @@ def measure_quality(
         windows: what to read.
         reference: a model of the same vocabulary.
         progress: told of every scored token.
+        after: called with each batch of windows when both models have read it.
 
     Raises:
         CorruptFile: the two models have different vocabularies.
@@ -93,6 +95,8 @@ def measure_quality(
                 reference_nll.append(_nll(expected, targets))
                 kl.append(_divergence(expected, logits))
                 agree.append(float((expected.argmax(-1) == logits.argmax(-1)).sum()))
+        if after is not None:
+            after(batch)
         progress.advance(sum(window.scored for window in batch))
     with_reference = reference is not None
     return Quality(

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from moesaic.errors import InvalidText, UsageError
 from moesaic.evaluate.conditions import conditions
-from moesaic.evaluate.quality import Mean, Quality, measure_quality
+from moesaic.evaluate.flat import quality_figures, routing_figures, speed_figures, task_figures
+from moesaic.evaluate.flat import records as records  # noqa: PLC0414
+from moesaic.evaluate.harness import HarnessTask, harness_figures, require_lm_eval, run_lm_eval
+from moesaic.evaluate.local_tasks import figures, run_task
+from moesaic.evaluate.quality import measure_quality
+from moesaic.evaluate.routing import RoutingComparison
 from moesaic.evaluate.sizes import measure_sizes
-from moesaic.evaluate.speed import Speed, measure_speed
+from moesaic.evaluate.speed import measure_speed
+from moesaic.evaluate.tasks import EvaluationSet, find_set, read_set
+from moesaic.families import MoeLayer, find_moe_layers
+from moesaic.families.skeleton import build_skeleton, load_config
 from moesaic.progress import SILENT, Progress
-from moesaic.records import RunRecord
 from moesaic.runtime.hf import open_any, open_tokenizer
-from moesaic.text import read_text, windows
+from moesaic.text import Window, bundled_calibration_text, read_text, windows
 
 LARGEST_WINDOW = 2048  # tokens, the convention of the papers
 PROMPT_TOKENS = 64
-
-_UNITS = {
-    "perplexity": "",
-    "perplexity_reference": "",
-    "kl": "nats/token",
-    "top1_agreement": "",
-    "code_bits": "bits/weight",
-    "stored_bpw": "bits/weight",
-    "expert_bytes": "bytes",
-    "total_bytes": "bytes",
-    "decode_tokens_per_second": "tokens/s",
-    "prefill_tokens_per_second": "tokens/s",
-    "load_seconds": "s",
-    "resident_loaded_bytes": "bytes",
-    "peak_memory_bytes": "bytes",
-}
+PROMPT_CHARACTERS = 4096  # of the bundled text, where there is no other to take the prompt from
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,11 @@ class EvaluateOptions:
         new_tokens: tokens to generate for the speed.
         threads: torch threads of the speed measurement.
         trust_remote_code: as for `load`.
+        tasks: evaluation sets: paths of JSONL files, or names of `evaluate.tasks.TASKS`.
+        task_folder: where the files of these names are.
+        task_limit: use only the first items of each task, also of lm-eval's.
+        lm_eval: names of tasks of lm-eval.
+        lm_eval_include: folder of task definitions for lm-eval.
     """
 
     window: int | None = None
@@ -57,11 +57,27 @@ class EvaluateOptions:
     new_tokens: int = 32
     threads: int | None = None
     trust_remote_code: bool = False
+    tasks: tuple[str, ...] = ()
+    task_folder: Path | None = None
+    task_limit: int | None = None
+    lm_eval: tuple[str, ...] = ()
+    lm_eval_include: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model, what goes with it, and the reference."""
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: Any
+    reference: PreTrainedModel | None
+    reference_tokenizer: Any
 
 
 def evaluate(
     folder: Path,
-    text: Path,
+    text: Path | None,
     *,
     reference: Path | None = None,
     options: EvaluateOptions | None = None,
@@ -71,30 +87,39 @@ def evaluate(
 
     Args:
         folder: the model.
-        text: held-out text.
-        reference: the full-precision model to compare with; both are in memory at the same time.
+        text: held-out text; None to measure tasks only.
+        reference: the full-precision model to compare with (or any other, packed or not); both are in memory at the
+            same time.
         options: how.
-        progress: told of every scored token.
+        progress: told of every scored token and every item.
 
     Returns:
-        A flat JSON object; figures that were not measured are None. `records` turns it into run records.
+        A JSON object, flat but for `routing_layers`, `tasks` and `lm_eval`; figures that were not measured are None.
+        `records` turns it into run records.
 
     Raises:
         MoesaicError: see `moesaic.errors`.
     """
     options = options or EvaluateOptions()
+    if text is None and not options.tasks and not options.lm_eval:
+        raise UsageError("nothing to measure: give --text, --tasks or --lm-eval")
+    if options.lm_eval:
+        require_lm_eval()
+    content = None if text is None else read_text(text)
+    sets = [read_set(find_set(name, options.task_folder), limit=options.task_limit) for name in options.tasks]
     sizes = measure_sizes(folder, trust_remote_code=options.trust_remote_code)
-    content = read_text(text)
     tokenizer = open_tokenizer(folder, trust_remote_code=options.trust_remote_code)
-    tokens = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
-    model = open_any(folder, trust_remote_code=options.trust_remote_code)
-    window, stride = _window(options, model.config)
-    cut = windows(tokens, length=window, stride=stride, limit=options.max_tokens)
-    if max(tokens) >= model.get_input_embeddings().num_embeddings:
-        raise InvalidText(f"{folder}: its tokenizer makes token {max(tokens)}, which the model does not have")
-    other = None if reference is None else open_any(reference, trust_remote_code=options.trust_remote_code)
-    quality = measure_quality(model, cut, reference=other, progress=progress)
-    del model, other
+    sample = bundled_calibration_text()[:PROMPT_CHARACTERS] if content is None else content
+    tokens = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
+    window, stride = _window(options, load_config(folder, trust_remote_code=options.trust_remote_code))
+    cut = None if content is None else windows(tokens, length=window, stride=stride, limit=options.max_tokens)
+    opened = _open(folder, tokenizer, tokens, reference, options)
+    measured = {
+        **_text_figures(opened, cut, progress, trust_remote_code=options.trust_remote_code),
+        "tasks": [_local_task(opened, each, progress) for each in sets],
+        "lm_eval": _harness(opened, options) if options.lm_eval else [],
+    }
+    del opened  # the speed is measured in a process of its own, which wants the memory
     speed = None
     if options.speed:
         speed = measure_speed(
@@ -106,28 +131,103 @@ def evaluate(
         )
     return {
         "model": folder.name,
-        **_quality(quality),
+        "reference": None if reference is None else reference.name,
+        **measured,
         **vars(sizes),
-        **_speed(speed),
-        "text": text.name,
-        "window": window,
-        "stride": stride,
+        **speed_figures(speed),
+        "text": None if text is None else text.name,
+        "window": None if text is None else window,
+        "stride": None if text is None else stride,
         "conditions": conditions(),
     }
 
 
-def records(found: dict[str, Any]) -> list[RunRecord]:
-    """The figures of `evaluate` as run records."""
-    shared = {key: found[key] for key in ("model", "text", "window", "stride")} | found["conditions"]
+def _open(folder: Path, tokenizer: Any, tokens: list[int], reference: Path | None, options: EvaluateOptions) -> _Opened:
+    remote = options.trust_remote_code
+    model = open_any(folder, trust_remote_code=remote)
+    if max(tokens) >= model.get_input_embeddings().num_embeddings:
+        raise InvalidText(f"{folder}: its tokenizer makes token {max(tokens)}, which the model does not have")
+    if reference is None:
+        return _Opened(folder, model, tokenizer, None, None)
+    asked = bool(options.tasks or options.lm_eval)  # a reference of a text alone needs no tokenizer
+    theirs = open_tokenizer(reference, trust_remote_code=remote) if asked else None
+    return _Opened(folder, model, tokenizer, open_any(reference, trust_remote_code=remote), theirs)
+
+
+def _text_figures(
+    opened: _Opened, cut: list[Window] | None, progress: Progress, *, trust_remote_code: bool
+) -> dict[str, Any]:
+    if cut is None:
+        return {**quality_figures(None), **routing_figures(None)}
+    layers = _shared_layers(opened, trust_remote_code=trust_remote_code)
+    with contextlib.ExitStack() as stack:
+        routing = None
+        if opened.reference is not None and layers:
+            routing = stack.enter_context(RoutingComparison(opened.model, opened.reference, layers))
+        quality = measure_quality(
+            opened.model,
+            cut,
+            reference=opened.reference,
+            progress=progress,
+            after=None if routing is None else routing.add,
+        )
+    return {**quality_figures(quality), **routing_figures(routing)}
+
+
+def _shared_layers(opened: _Opened, *, trust_remote_code: bool) -> list[MoeLayer]:
+    """The expert layers, if the reference has the same: routers of other layers cannot be compared."""
+    if opened.reference is None:
+        return []
+    skeleton = build_skeleton(
+        load_config(opened.folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code
+    )
+    layers = find_moe_layers(skeleton, opened.model.config.model_type)
+    theirs = {name for name, _ in opened.reference.named_modules()}
+    return layers if all(layer.name in theirs for layer in layers) else []
+
+
+def _local_task(opened: _Opened, questions: EvaluationSet, progress: Progress) -> dict[str, Any]:
+    ours = run_task(opened.model, opened.tokenizer, questions, longest=_longest(opened.model.config), progress=progress)
+    theirs = None
+    if opened.reference is not None:
+        longest = _longest(opened.reference.config)
+        theirs = run_task(opened.reference, opened.reference_tokenizer, questions, longest=longest, progress=progress)
+    return {
+        "task": questions.name,
+        "file": questions.file,
+        "kind": questions.kind,
+        "items": len(questions.items),
+        "cut": ours.cut,
+        "figures": task_figures(figures(ours, theirs)),
+    }
+
+
+def _harness(opened: _Opened, options: EvaluateOptions) -> list[dict[str, Any]]:
+    how: dict[str, Any] = {"include": options.lm_eval_include, "limit": options.task_limit}
+    longest = _longest(opened.model.config)
+    ours = run_lm_eval(opened.model, opened.tokenizer, options.lm_eval, longest=longest, **how)
+    theirs: dict[str, HarnessTask] = {}
+    if opened.reference is not None:
+        longest = _longest(opened.reference.config)
+        found = run_lm_eval(opened.reference, opened.reference_tokenizer, options.lm_eval, longest=longest, **how)
+        theirs = {each.task: each for each in found}
     return [
-        RunRecord(name=name, value=float(found[name]), unit=unit, n=found["tokens"], conditions=shared)
-        for name, unit in _UNITS.items()
-        if found.get(name) is not None
+        {
+            "task": each.task,
+            "version": each.version,
+            "items": each.items,
+            "figures": task_figures(harness_figures(each, theirs.get(each.task))),
+        }
+        for each in ours
     ]
 
 
+def _longest(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", None) or LARGEST_WINDOW)
+
+
 def _window(options: EvaluateOptions, config: Any) -> tuple[int, int]:
-    possible = getattr(config, "max_position_embeddings", None) or LARGEST_WINDOW
+    possible = _longest(config)
     window = options.window or min(LARGEST_WINDOW, possible)
     if window > possible:
         raise UsageError(f"--window {window}: the model reads at most {possible} tokens")
@@ -135,27 +235,3 @@ def _window(options: EvaluateOptions, config: Any) -> tuple[int, int]:
     if stride > window:
         raise UsageError(f"--stride {stride} is larger than the window of {window} tokens: some would not be scored")
     return window, stride
-
-
-def _quality(quality: Quality) -> dict[str, Any]:
-    measures = {
-        "perplexity": quality.perplexity,
-        "perplexity_reference": quality.perplexity_reference,
-        "kl": quality.kl,
-        "top1_agreement": quality.top1_agreement,
-    }
-    flat: dict[str, Any] = {}
-    for name, mean in measures.items():
-        flat[name] = None if mean is None else mean.value
-        flat[f"{name}_interval"] = _interval(mean)
-    return {**flat, "tokens": quality.tokens, "windows": quality.windows}
-
-
-def _interval(mean: Mean | None) -> list[float] | None:
-    return None if mean is None else [mean.low, mean.high]
-
-
-def _speed(speed: Speed | None) -> dict[str, Any]:
-    if speed is None:
-        return dict.fromkeys(Speed.__dataclass_fields__)
-    return vars(speed)
