@@ -3,10 +3,12 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+CORES  := $(shell nproc 2>/dev/null || echo 2)
+CMAKE_FLAGS = -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 
-.PHONY: check demo test lint types contracts docs native bench clean
+.PHONY: check demo test lint types contracts docs native sanitize fuzz bench clean
 
-check: lint types contracts test ## everything that has to hold
+check: lint types contracts test fuzz ## everything that has to hold
 
 demo: $(VENV)/.ready ## compress the bundled model and measure what it costs
 	$(BIN)/python -m experiments.demo
@@ -27,11 +29,18 @@ contracts: $(VENV)/.ready
 docs: $(VENV)/.ready ## rewrite docs/cli.md from the commands
 	$(BIN)/python -m docs.make_cli > docs/cli.md
 
-native: $(VENV)/.ready ## build the native CPU kernels in place (opt-in: MOESAIC_KERNELS=cpu)
-	$(BIN)/python -m pip install --quiet 'nanobind>=3.1,<4' 'cmake>=3.20'
-	$(BIN)/cmake -S native -B build/native -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python)
-	$(BIN)/cmake --build build/native --parallel 2
-	cp build/native/_cpu*.so src/moesaic/kernels/
+native: $(VENV)/.ready ## build the native CPU kernels again, after a change in native/
+	$(BIN)/cmake -S native -B build/native $(CMAKE_FLAGS) -DMOESAIC_IN_PLACE=ON
+	$(BIN)/cmake --build build/native --parallel $(CORES)
+
+sanitize: $(VENV)/.ready ## the tests of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake -S native -B build/sanitized $(CMAKE_FLAGS) -DMOESAIC_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitized --parallel $(CORES)
+	build/sanitized/compare_isas
+	$(BIN)/python -m tests.native.sanitized build/sanitized
+
+fuzz: $(VENV)/.ready ## random arguments and cut buffers at the native module, for a minute
+	$(BIN)/python -m tests.native.fuzz --seconds 60
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.compress
@@ -43,4 +52,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) build dist demo-output src/moesaic/kernels/_cpu*.so
+	find native/in_place -mindepth 1 ! -name CMakeLists.txt -delete

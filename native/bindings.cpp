@@ -4,12 +4,11 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <map>
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -28,7 +27,6 @@ using Shape = std::vector<std::int64_t>;
 
 constexpr std::int64_t kMostRows = 1 << 24;  // of matrices and activations: keeps every product of sizes far from overflow
 constexpr std::size_t kBlobAlignment = 64;
-constexpr int kStoredWidth = 16;  // experts that are not packed: the caller deals with them
 
 [[noreturn]] void refuse(const std::string& argument, const std::string& problem) {
   throw std::invalid_argument(argument + ": " + problem);
@@ -100,20 +98,30 @@ const std::uint8_t* checked_blob(const std::string& name, const Array& array, co
   return data;
 }
 
+std::size_t alignment_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+Bias checked_bias(const std::string& name, const std::optional<Array>& array, const Shape& shape) {
+  if (!array) return {nullptr, DType::float32};
+  const DType dtype = float_dtype(name, *array);
+  check_shape(name, *array, shape);
+  check_memory(name, *array, alignment_of(dtype));
+  return {array->data(), dtype};
+}
+
 Rows checked_rows(const std::string& name, const Array& x, std::int64_t columns) {
   if (x.ndim() != 2) refuse(name, "expected 2 dimensions, found shape " + text(shape_of(x)));
   const auto rows = static_cast<std::int64_t>(x.shape(0));
   check_shape(name, x, {rows, columns});
   if (rows > kMostRows) refuse(name, std::to_string(rows) + " rows are more than " + std::to_string(kMostRows));
   const DType dtype = float_dtype(name, x);
-  check_memory(name, x, dtype == DType::float32 ? 4 : 2);
+  check_memory(name, x, alignment_of(dtype));
   return {x.data(), dtype, static_cast<int>(rows)};
 }
 
 void* checked_result(Result& out, const Rows& x, std::int64_t columns) {
   check_shape("out", out, {x.rows, columns});
   if (float_dtype("out", out) != x.dtype) refuse("out", "expected the dtype of x");
-  check_memory("out", out, x.dtype == DType::float32 ? 4 : 2);
+  check_memory("out", out, alignment_of(x.dtype));
   return out.data();
 }
 
@@ -125,10 +133,10 @@ int checked_size(const char* name, std::int64_t value) {
   return static_cast<int>(value);
 }
 
+bool is_packed_width(int bits) { return std::find(std::begin(kWidths), std::end(kWidths), bits) != std::end(kWidths); }
+
 int checked_bits(const std::string& name, int bits) {
-  if (bits != 1 && bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-    refuse(name, "width " + std::to_string(bits) + " is not one of 1, 2, 3, 4, 8");
-  }
+  if (!is_packed_width(bits)) refuse(name, "width " + std::to_string(bits) + " is not one of 1, 2, 3, 4, 8");
   return bits;
 }
 
@@ -139,9 +147,20 @@ int checked_group(int group) {
   return group;
 }
 
-Run checked_run(bool exact, int threads) {
+int checked_threads(int threads) {
   if (threads < 1) refuse("threads", std::to_string(threads) + " is less than 1");
-  return {exact, threads};
+  return threads;
+}
+
+// An expert rounds twice in a row, and what the gate lets through has long tails: there one plane is not enough to stay
+// within 1 % (docs/decisions/0007-int8-activations.md).
+Run checked_run(const std::string& precision, int threads) {
+  constexpr Rounding coarse{1, 128}, medium{1, 64}, fine{1, 32}, two_planes{2, 128};
+  checked_threads(threads);
+  if (precision == "int8") return {medium, fine, two_planes, threads};
+  if (precision == "int8-single") return {coarse, coarse, coarse, threads};
+  if (precision == "exact") return {kExact, kExact, kExact, threads};
+  refuse("precision", "'" + precision + "' is not one of int8, int8-single and exact");
 }
 
 ActivationKind checked_kind(const std::string& kind) {
@@ -157,67 +176,54 @@ ActivationKind checked_kind(const std::string& kind) {
 // linear
 
 void linear(const Array& x, const Array& blob, const std::optional<Array>& bias, Result out, std::int64_t rows,
-            std::int64_t columns, int bits, int group_size, bool symmetric, bool exact, int threads) {
+            std::int64_t columns, int bits, int group_size, bool symmetric, const std::string& precision, int threads) {
   checked_size("rows", rows), checked_size("columns", columns), checked_group(group_size), checked_bits("bits", bits);
   const auto size = static_cast<std::int64_t>(blob_bytes(rows, columns, bits, group_size, symmetric));
   const Matrix w = matrix_in(checked_blob("blob", blob, {size}), rows, columns, bits, group_size, symmetric);
   const Rows input = checked_rows("x", x, columns);
-  const float* bias_data = bias ? checked<float>("bias", *bias, {rows}, "float32") : nullptr;
+  const Bias added = checked_bias("bias", bias, {rows});
   void* result = checked_result(out, input, rows);
-  const Run run = checked_run(exact, threads);
+  const Run run = checked_run(precision, threads);
   const nb::gil_scoped_release release;
-  if (input.rows > 0) run_linear(w, input, bias_data, result, run);
+  if (input.rows > 0) run_linear(w, input, added, result, run);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // experts
 
-// One entry (gate_up or down) of all experts, as src/moesaic/kernels/layer.py has it.
-struct Entry {
-  std::string name;
-  std::vector<int> widths;
-  std::map<int, Array> tensors;
-  int matrices, rows, columns, group;
-  bool symmetric;
+using Arrays = std::vector<Array>;
 
-  std::size_t matrix_bytes(int width) const { return blob_bytes(rows, columns, width, group, symmetric); }
-
-  // Blobs of every expert, nullptr for those that are not packed.
-  std::vector<const std::uint8_t*> blobs() const {
-    std::map<int, std::int64_t> counts;
-    for (int width : widths) {
-      if (width != kStoredWidth) checked_bits(name + " tensor of width " + std::to_string(width), width);
-      ++counts[width];
-    }
-    std::map<int, const std::uint8_t*> next;
-    for (const auto& [width, count] : counts) {
-      if (width == kStoredWidth) continue;
-      const std::string tensor = name + " tensor of width " + std::to_string(width);
-      const auto found = tensors.find(width);
-      if (found == tensors.end()) refuse(tensor, "missing");
-      next[width] = checked_blob(tensor, found->second,
-                                 {count, static_cast<std::int64_t>(matrices * matrix_bytes(width))});
-    }
-    std::vector<const std::uint8_t*> result;
-    for (int width : widths) {
-      result.push_back(width == kStoredWidth ? nullptr : next[width]);
-      if (width != kStoredWidth) next[width] += matrices * matrix_bytes(width);
-    }
-    return result;
+Entry entry_of(const std::string& name, std::vector<int> widths, int matrices, int rows, int columns, int group,
+               bool symmetric) {
+  std::vector<int> places, counts(kStoredWidth + 1);
+  for (int width : widths) {
+    if (width != kStoredWidth) checked_bits(name, width);
+    places.push_back(counts[width]++);
   }
+  return {matrices, rows, columns, group, symmetric, std::move(widths), std::move(places)};
+}
 
-  Matrix matrix(int expert, const std::uint8_t* blob, int number) const {
-    const int width = widths[expert];
-    return matrix_in(blob + number * matrix_bytes(width), rows, columns, width, group, symmetric);
+// The tensors of an entry, in ascending order of width.
+Blobs checked_blobs(const std::string& name, const Entry& entry, const Arrays& tensors) {
+  Blobs blobs{};
+  std::size_t next = 0;
+  for (int width : kWidths) {
+    const std::int64_t count = entry.count(width);
+    if (count == 0) continue;
+    const std::string tensor = name + " tensor of width " + std::to_string(width);
+    if (next == tensors.size()) refuse(tensor, "missing");
+    blobs[width] = checked_blob(tensor, tensors[next++], {count, static_cast<std::int64_t>(entry.expert_bytes(width))});
   }
-};
+  if (next != tensors.size()) refuse(name, std::to_string(tensors.size()) + " tensors where the widths need " + std::to_string(next));
+  return blobs;
+}
 
+// What is known of an expert layer without its weights. They come with every run: nothing here outlives a tensor.
 class Layer {
  public:
   Layer(std::int64_t hidden, std::int64_t intermediate, bool gated, int group_size, bool symmetric,
-        std::vector<int> gate_up_widths, std::map<int, Array> gate_up, std::vector<int> down_widths,
-        std::map<int, Array> down, const std::string& activation, float alpha, float limit,
-        std::optional<Array> gate_up_bias, std::optional<Array> down_bias) {
+        std::vector<int> gate_up_widths, std::vector<int> down_widths, const std::string& activation, float alpha,
+        float limit) {
     layer_.hidden = checked_size("hidden", hidden);
     layer_.intermediate = checked_size("intermediate", intermediate);
     layer_.matrices = gated ? 2 : 1;
@@ -226,66 +232,48 @@ class Layer {
       refuse("activation", "swiglu_clamped needs a gate");
     }
     checked_group(group_size);
-    Entry first{"gate_up", std::move(gate_up_widths), std::move(gate_up), layer_.matrices, layer_.intermediate,
-                layer_.hidden, group_size, symmetric};
-    Entry second{"down", std::move(down_widths), std::move(down), 1, layer_.hidden, layer_.intermediate,
-                 group_size, symmetric};
-    if (first.widths.size() != second.widths.size()) refuse("down_widths", "not as many as gate_up_widths");
-    add_experts(first, second);
-    const auto experts = static_cast<std::int64_t>(layer_.experts.size());
-    if (gate_up_bias) {
-      layer_.gate_up_bias =
-          checked<float>("gate_up_bias", *gate_up_bias, {experts, layer_.matrices * intermediate}, "float32");
-    }
-    if (down_bias) layer_.down_bias = checked<float>("down_bias", *down_bias, {experts, hidden}, "float32");
-    keep_alive(first.tensors), keep_alive(second.tensors);
-    if (gate_up_bias) kept_.push_back(std::move(*gate_up_bias));
-    if (down_bias) kept_.push_back(std::move(*down_bias));
+    if (gate_up_widths.size() != down_widths.size()) refuse("down_widths", "not as many as gate_up_widths");
+    layer_.gate_up = entry_of("gate_up_widths", std::move(gate_up_widths), layer_.matrices, layer_.intermediate,
+                              layer_.hidden, group_size, symmetric);
+    layer_.down = entry_of("down_widths", std::move(down_widths), 1, layer_.hidden, layer_.intermediate, group_size,
+                           symmetric);
   }
 
-  void run(const Array& x, const Array& index, const Array& weights, Result out, bool exact, int threads) const {
+  void run(const Array& x, const Array& index, const Array& weights, Result out, const Arrays& gate_up,
+           const Arrays& down, const std::optional<Array>& gate_up_bias, const std::optional<Array>& down_bias,
+           const std::string& precision, int threads) const {
     const Rows input = checked_rows("x", x, layer_.hidden);
-    if (index.ndim() != 2) refuse("index", "expected 2 dimensions, found shape " + text(shape_of(index)));
-    const auto top_k = static_cast<std::int64_t>(index.shape(1));
-    if (top_k > kMostRows / std::max(1, input.rows)) refuse("index", "too many places: " + text(shape_of(index)));
-    const auto* places = checked<std::int64_t>("index", index, {input.rows, top_k}, "int64");
-    const auto* shares = checked<float>("weights", weights, {input.rows, top_k}, "float32");
+    const Routes routes = checked_routes(index, weights, input.rows);
     void* result = checked_result(out, input, layer_.hidden);
-    const Run run = checked_run(exact, threads);
+    const Run run = checked_run(precision, threads);
+    const std::int64_t experts = layer_.experts(), wide = std::int64_t{layer_.matrices} * layer_.intermediate;
+    const LayerWeights packed{checked_blobs("gate_up", layer_.gate_up, gate_up), checked_blobs("down", layer_.down, down),
+                              checked_bias("gate_up_bias", gate_up_bias, {experts, wide}),
+                              checked_bias("down_bias", down_bias, {experts, layer_.hidden})};
     const nb::gil_scoped_release release;
-    check_packed(places, input.rows * top_k);
-    if (input.rows > 0) run_experts(layer_, input, places, shares, static_cast<int>(top_k), result, run);
+    if (input.rows > 0) run_experts(layer_, packed, input, routes, result, run);
   }
 
  private:
-  void add_experts(const Entry& first, const Entry& second) {
-    const auto gate_up = first.blobs(), down = second.blobs();
-    for (std::size_t e = 0; e < gate_up.size(); ++e) {
-      Expert expert{};
-      const bool is_packed = gate_up[e] && down[e];
-      for (int i = 0; is_packed && i < layer_.matrices; ++i) {
-        expert.gate_up[i] = first.matrix(static_cast<int>(e), gate_up[e], i);
+  Routes checked_routes(const Array& index, const Array& weights, int tokens) const {
+    if (index.ndim() != 2) refuse("index", "expected 2 dimensions, found shape " + text(shape_of(index)));
+    const auto top_k = static_cast<std::int64_t>(index.shape(1));
+    if (top_k > kMostRows / std::max(1, tokens)) refuse("index", "too many places: " + text(shape_of(index)));
+    const auto* places = checked<std::int64_t>("index", index, {tokens, top_k}, "int64");
+    const auto* shares = checked<float>("weights", weights, {tokens, top_k}, "float32");
+    for (std::int64_t i = 0; i < tokens * top_k; ++i) {
+      if (places[i] >= layer_.experts()) {
+        refuse("index", "there is no expert " + std::to_string(places[i]) + " in a layer of " +
+                            std::to_string(layer_.experts()) + "; -1 stands for no expert");
       }
-      if (is_packed) expert.down = second.matrix(static_cast<int>(e), down[e], 0);
-      layer_.experts.push_back(expert);
-    }
-  }
-
-  void keep_alive(std::map<int, Array>& tensors) {
-    for (auto& [width, tensor] : tensors) kept_.push_back(std::move(tensor));
-  }
-
-  void check_packed(const std::int64_t* index, std::int64_t count) const {
-    const auto experts = static_cast<std::int64_t>(layer_.experts.size());
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (index[i] >= 0 && index[i] < experts && !layer_.experts[index[i]].down.codes) {
-        refuse("index", "expert " + std::to_string(index[i]) + " is not packed (width 16)");
+      if (places[i] >= 0 && !layer_.is_packed(static_cast<int>(places[i]))) {
+        refuse("index", "expert " + std::to_string(places[i]) + " is not packed (width 16)");
       }
     }
+    return {places, shares, static_cast<int>(top_k)};
   }
 
   ExpertLayer layer_{};
-  std::vector<Array> kept_;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -302,31 +290,32 @@ std::vector<std::string> isas_here() {
 double bandwidth(const Array& data, int times, int threads) {
   const auto* bytes = checked<std::uint8_t>("data", data, {static_cast<std::int64_t>(data.size())}, "uint8");
   checked_size("times", times);
-  const Run run = checked_run(false, threads);
+  checked_threads(threads);
   const nb::gil_scoped_release release;
-  return read_bandwidth(bytes, data.size(), times, run.threads);
+  return read_bandwidth(bytes, data.size(), times, threads);
 }
 
 double dot_rate(std::int64_t rounds, int threads) {
-  const Run run = checked_run(false, threads);
+  checked_threads(threads);
   if (rounds < 1) refuse("rounds", "must be positive");
   const nb::gil_scoped_release release;
-  return dot_product_rate(static_cast<std::uint64_t>(rounds), run.threads);
+  return dot_product_rate(static_cast<std::uint64_t>(rounds), threads);
 }
 
 NB_MODULE(_cpu, m) {
   m.doc() = "Kernels on packed matrices for CPUs; moesaic.kernels.cpu is the way to call them.";
   m.def("linear", &linear, "x"_a.noconvert(), "blob"_a.noconvert(), "bias"_a.noconvert().none(), "out"_a.noconvert(),
-        "rows"_a, "columns"_a, "bits"_a, "group_size"_a, "symmetric"_a, "exact"_a, "threads"_a,
+        "rows"_a, "columns"_a, "bits"_a, "group_size"_a, "symmetric"_a, "precision"_a, "threads"_a,
         "out[rows of x, rows] = x W^T + bias");
-  nb::class_<Layer>(m, "Layer", "One packed expert layer. Keeps the tensors that it was given alive.")
-      .def(nb::init<std::int64_t, std::int64_t, bool, int, bool, std::vector<int>, std::map<int, Array>, std::vector<int>,
-                    std::map<int, Array>, const std::string&, float, float, std::optional<Array>, std::optional<Array>>(),
-           "hidden"_a, "intermediate"_a, "gated"_a, "group_size"_a, "symmetric"_a, "gate_up_widths"_a,
-           "gate_up"_a.noconvert(), "down_widths"_a, "down"_a.noconvert(), "activation"_a, "alpha"_a, "limit"_a,
-           "gate_up_bias"_a.noconvert().none(), "down_bias"_a.noconvert().none())
-      .def("run", &Layer::run, "x"_a.noconvert(), "index"_a.noconvert(), "weights"_a.noconvert(),
-           "out"_a.noconvert(), "exact"_a, "threads"_a, "out = the weighted sum of every token's experts");
+  nb::class_<Layer>(m, "Layer", "One packed expert layer without its weights, which come with every run.")
+      .def(nb::init<std::int64_t, std::int64_t, bool, int, bool, std::vector<int>, std::vector<int>, const std::string&,
+                    float, float>(),
+           "hidden"_a, "intermediate"_a, "gated"_a, "group_size"_a, "symmetric"_a, "gate_up_widths"_a, "down_widths"_a,
+           "activation"_a, "alpha"_a, "limit"_a)
+      .def("run", &Layer::run, "x"_a.noconvert(), "index"_a.noconvert(), "weights"_a.noconvert(), "out"_a.noconvert(),
+           "gate_up"_a.noconvert(), "down"_a.noconvert(), "gate_up_bias"_a.noconvert().none(),
+           "down_bias"_a.noconvert().none(), "precision"_a, "threads"_a,
+           "out = the weighted sum of every token's experts; tensors of an entry in ascending order of width");
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use.");
   m.def("isas", &isas_here, "The instruction sets that this build and this CPU have, best first.");
   m.def("use_isa", [](const std::string& name) { use_isa(name.c_str()); }, "name"_a,

@@ -35,11 +35,13 @@ struct Matrix {
 //   codes  [padded_columns / 4][panel][4]
 //   scales [groups][panel][parts]   parts is kParts for `few` and 1 for `many`
 //   sums   [groups][panel]          sum of x over the group, in units of the matrix' zero codes
+// For `many`, groups may be finer than those of the matrix; for `few` they are the same.
 // How scales and sums are scaled belongs to the instruction set: only its own `quantize` fills a panel.
 struct Panel {
   const std::int8_t* codes;
   const float* scales;
   const float* sums;
+  int group;  // columns of its groups: those of a group of the matrix, or half or a quarter of them
 };
 
 // Row blocks first .. last - 1 of a matrix.
@@ -68,9 +70,10 @@ struct Kernels {
 
   // Quantizes `columns` floats to int8, padded with zeros to `groups` whole groups, for a product with matrices of
   // the width, group and grid of `like`; `parts` says for which kernel. The pointers are those of one row of a panel:
-  // quad q goes to codes + 4 * q * panel, and so on. NaN or infinity anywhere in a part makes its scale NaN.
+  // quad q goes to codes + 4 * q * panel, and so on. NaN or infinity anywhere in a part makes its scale NaN. What the
+  // codes leave of x goes to `rest`, all columns of the groups, unless it is nullptr.
   void (*quantize)(const Matrix& like, const float* x, int columns, int groups, int parts, int panel,
-                   std::int8_t* codes, float* scales, float* sums);
+                   std::int8_t* codes, float* scales, float* sums, float* rest);
 
   // `rows` <= few_rows activation rows, interleaved with panel = rows: bound by memory, codes are read once and never stored.
   void (*few)(const Matrix&, Panel, int rows, Blocks, Output);

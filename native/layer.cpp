@@ -16,12 +16,21 @@ constexpr int kSliceBlocks = 8;       // row blocks of a task: 128 rows, so that
 constexpr int kSliceRows = kSliceBlocks * kBlockRows;
 constexpr int kRowsAtATime = 384;     // activation rows of one product: results of a slice stay in the second cache
 constexpr double kProductsPerThread = 500e3;  // multiply-adds
-constexpr int kFillingRows = 4;       // rows that a kernel may write after the real ones
 constexpr std::size_t kBatchBytes = 48 << 20;  // of hidden activations in int8 or float32 at a time
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 std::size_t item_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+// Adds count elements of a bias, from `first` on, to `rows` rows of results that are `stride` apart.
+void add_bias(const Kernels& kernels, Bias bias, std::size_t first, int count, float* results, int rows, int stride) {
+  if (!bias.data) return;
+  float values[kSliceRows];
+  kernels.to_float(bias.dtype, static_cast<const std::byte*>(bias.data) + first * item_bytes(bias.dtype), values, count);
+  for (int row = 0; row < rows; ++row) {
+    for (int n = 0; n < count; ++n) results[std::size_t(row) * stride + n] += values[n];
+  }
+}
 
 const std::byte* row_of(const Rows& x, int row, int columns) {
   return static_cast<const std::byte*>(x.data) + std::size_t(row) * columns * item_bytes(x.dtype);
@@ -66,7 +75,7 @@ struct LinearJob {
   const Kernels& kernels;
   const Matrix& w;
   Rows x;
-  const float* bias;
+  Bias bias;
   std::byte* out;
   Workspace& space;
 };
@@ -74,8 +83,8 @@ struct LinearJob {
 // Activation rows first .. first + count - 1, made ready.
 class LinearRows {
  public:
-  LinearRows(const LinearJob& job, int first, int count, bool exact)
-      : job_(job), first_(first), prepared_(job.kernels, job.w, count, exact) {
+  LinearRows(const LinearJob& job, int first, int count, Rounding rounding)
+      : job_(job), first_(first), prepared_(job.kernels, job.w, count, rounding) {
     prepared_.place(job.space.prepared.reserve(prepared_.bytes()));
   }
 
@@ -92,11 +101,11 @@ class LinearRows {
 
   void multiply(int task, Buffer& scratch) const {
     const Slice slice(job_.w, task);
-    float* results = scratch.floats(std::size_t(prepared_.filled_rows()) * kSliceRows);
+    float* results = scratch.floats(std::size_t(prepared_.result_rows()) * kSliceRows);
     prepared_.multiply(job_.w, slice.blocks, {results, kSliceRows});
+    add_bias(job_.kernels, job_.bias, slice.first, slice.count, results, prepared_.rows(), kSliceRows);
     for (int row = 0; row < prepared_.rows(); ++row) {
-      float* values = results + std::size_t(row) * kSliceRows;
-      for (int n = 0; job_.bias && n < slice.count; ++n) values[n] += job_.bias[slice.first + n];
+      const float* values = results + std::size_t(row) * kSliceRows;
       const std::size_t at = std::size_t(first_ + row) * job_.w.rows + slice.first;
       job_.kernels.from_float(job_.x.dtype, values, job_.out + at * item_bytes(job_.x.dtype), slice.count);
     }
@@ -130,12 +139,12 @@ Matrix matrix_in(const std::uint8_t* blob, int rows, int columns, int bits, int 
   return m;
 }
 
-void run_linear(const Matrix& w, Rows x, const float* bias, void* out, Run run) {
+void run_linear(const Matrix& w, Rows x, Bias bias, void* out, Run run) {
   Workspace& space = workspace();
   const std::lock_guard<std::mutex> lock(space.in_use);
   const LinearJob job{kernels(), w, x, bias, static_cast<std::byte*>(out), space};
   for (int first = 0; first < x.rows; first += kRowsAtATime) {
-    LinearRows rows(job, first, std::min(kRowsAtATime, x.rows - first), run.exact);
+    LinearRows rows(job, first, std::min(kRowsAtATime, x.rows - first), run.linear);
     Tasks fills(rows.fill_tasks()), slices(slices_of(w.rows));
     const double products = double(std::min(kRowsAtATime, x.rows - first)) * w.rows * w.columns;
     run_on_threads(team_size(run, slices_of(w.rows), products), [&](int thread, Team& team) {
@@ -150,7 +159,31 @@ void run_linear(const Matrix& w, Rows x, const float* bias, void* out, Run run) 
 // ---------------------------------------------------------------------------------------------------------------------
 // experts
 
+int Entry::count(int width) const { return static_cast<int>(std::count(widths.begin(), widths.end(), width)); }
+
+std::size_t Entry::expert_bytes(int width) const { return matrices * blob_bytes(rows, columns, width, group, symmetric); }
+
 namespace {
+
+// The matrices of one expert.
+struct Expert {
+  Matrix gate_up[2];  // gate and up, or up alone
+  Matrix down;
+};
+
+Matrix matrix_of(const Entry& entry, const Blobs& blobs, int expert, int number) {
+  const int width = entry.widths[expert];
+  const std::size_t bytes = entry.expert_bytes(width);
+  const std::uint8_t* blob = blobs[width] + entry.places[expert] * bytes + number * (bytes / entry.matrices);
+  return matrix_in(blob, entry.rows, entry.columns, width, entry.group, entry.symmetric);
+}
+
+Expert expert_of(const ExpertLayer& layer, const LayerWeights& weights, int number) {
+  Expert expert{};
+  for (int i = 0; i < layer.matrices; ++i) expert.gate_up[i] = matrix_of(layer.gate_up, weights.gate_up, number, i);
+  expert.down = matrix_of(layer.down, weights.down, number, 0);
+  return expert;
+}
 
 // A token in an expert.
 struct Place {
@@ -160,8 +193,12 @@ struct Place {
 
 // The tokens of one expert, or some of them, through its matrices.
 struct Group {
-  Group(const Kernels& kernels, const Expert& e, int number, const Place* p, int rows, bool exact)
-      : expert(&e), index(number), places(p), x(kernels, e.gate_up[0], rows, exact), hidden(kernels, e.down, rows, exact) {}
+  Group(const Kernels& kernels, const Expert& e, int number, const Place* p, int rows, const Run& run)
+      : expert(e),
+        index(number),
+        places(p),
+        x(kernels, e.gate_up[0], rows, run.gate_up),
+        hidden(kernels, e.down, rows, run.down) {}
 
   std::size_t bytes() const { return x.bytes() + hidden.bytes(); }
   void place(std::byte* memory) {
@@ -169,7 +206,7 @@ struct Group {
     hidden.place(memory + x.bytes());
   }
 
-  const Expert* expert;
+  Expert expert;
   int index;
   const Place* places;
   Prepared x, hidden;
@@ -178,17 +215,17 @@ struct Group {
 // Tokens sorted by expert; inside an expert in their own order, so that sums are always formed in the same order.
 class Routing {
  public:
-  Routing(const std::int64_t* index, const float* weights, int tokens, int top_k, int experts)
-      : starts_(experts + 1), places_(std::size_t(tokens) * top_k) {
-    const std::size_t count = std::size_t(tokens) * top_k;
-    const auto is_real = [&](std::size_t i) { return index[i] >= 0 && index[i] < experts; };
+  Routing(const Routes& routes, int tokens, int experts)
+      : starts_(experts + 1), places_(std::size_t(tokens) * routes.top_k) {
+    const std::size_t count = std::size_t(tokens) * routes.top_k;
     for (std::size_t i = 0; i < count; ++i) {
-      if (is_real(i)) ++starts_[index[i] + 1];
+      if (routes.index[i] >= 0) ++starts_[routes.index[i] + 1];
     }
     for (int e = 0; e < experts; ++e) starts_[e + 1] += starts_[e];
     std::vector<int> next(starts_.begin(), starts_.end() - 1);
     for (std::size_t i = 0; i < count; ++i) {
-      if (is_real(i)) places_[next[index[i]]++] = {static_cast<int>(i / top_k), weights[i]};
+      if (routes.index[i] < 0) continue;
+      places_[next[routes.index[i]]++] = {static_cast<int>(i / routes.top_k), routes.weights[i]};
     }
   }
 
@@ -203,6 +240,7 @@ class Routing {
 struct ExpertsJob {
   const Kernels& kernels;
   const ExpertLayer& layer;
+  const LayerWeights& weights;
   Rows x;
   std::byte* out;
   Workspace& space;
@@ -251,13 +289,15 @@ class Batch {
   // One slice of rows of gate and up, through the activation, made ready for down.
   void up(int task, Buffer (&scratch)[2]) {
     Group& group = groups_[task / slices_of(job_.layer.intermediate)];
-    const Slice slice(group.expert->gate_up[0], task % slices_of(job_.layer.intermediate));
+    const Slice slice(group.expert.gate_up[0], task % slices_of(job_.layer.intermediate));
     const int rows = group.x.rows();
     float* results[2];
     for (int i = 0; i < job_.layer.matrices; ++i) {
-      results[i] = scratch[i].floats(std::size_t(rows + kFillingRows) * kSliceRows);
-      group.x.multiply(group.expert->gate_up[i], slice.blocks, {results[i], kSliceRows});
-      add_gate_up_bias(group, i, slice, results[i]);
+      results[i] = scratch[i].floats(std::size_t(group.x.result_rows()) * kSliceRows);
+      group.x.multiply(group.expert.gate_up[i], slice.blocks, {results[i], kSliceRows});
+      const std::size_t bias = std::size_t(group.index) * job_.layer.matrices + i;
+      add_bias(job_.kernels, job_.weights.gate_up_bias, bias * job_.layer.intermediate + slice.first, slice.count,
+               results[i], rows, kSliceRows);
     }
     const float* gate = job_.layer.matrices == 2 ? results[0] : nullptr;
     float* up = results[job_.layer.matrices - 1];
@@ -288,28 +328,18 @@ class Batch {
  private:
   static constexpr int kDownBlocks = 4, kDownRows = kDownBlocks * kBlockRows;
 
-  void add_gate_up_bias(const Group& group, int matrix, const Slice& slice, float* results) const {
-    const ExpertLayer& layer = job_.layer;
-    if (!layer.gate_up_bias) return;
-    const std::size_t at = std::size_t(group.index) * layer.matrices + matrix;
-    const float* bias = layer.gate_up_bias + at * layer.intermediate + slice.first;
-    for (int row = 0; row < group.x.rows(); ++row) {
-      for (int n = 0; n < slice.count; ++n) results[std::size_t(row) * kSliceRows + n] += bias[n];
-    }
-  }
-
   void add_share(const Group& group, int first, int count, Buffer& scratch) const {
-    const Matrix& m = group.expert->down;
+    const Matrix& m = group.expert.down;
     const Blocks blocks{first / kBlockRows, std::min(m.blocks, first / kBlockRows + kDownBlocks)};
-    float* results = scratch.floats(std::size_t(group.hidden.filled_rows()) * kDownRows);
+    float* results = scratch.floats(std::size_t(group.hidden.result_rows()) * kDownRows);
     group.hidden.multiply(m, blocks, {results, kDownRows});
-    const float* bias = job_.layer.down_bias;
-    if (bias) bias += std::size_t(group.index) * job_.layer.hidden + first;
+    add_bias(job_.kernels, job_.weights.down_bias, std::size_t(group.index) * job_.layer.hidden + first, count, results,
+             group.hidden.rows(), kDownRows);
     for (int row = 0; row < group.hidden.rows(); ++row) {
       const float weight = group.places[row].weight;
       const float* values = results + std::size_t(row) * kDownRows;
       float* sum = job_.sums + std::size_t(group.places[row].token) * job_.layer.hidden + first;
-      for (int n = 0; n < count; ++n) sum[n] += weight * (bias ? values[n] + bias[n] : values[n]);
+      for (int n = 0; n < count; ++n) sum[n] += weight * values[n];
     }
   }
 
@@ -321,13 +351,15 @@ class Batch {
 
 // Groups of at most kRowsAtATime tokens, cut into batches of bounded memory. At least one batch: somebody has to
 // write the zeros.
-std::vector<std::vector<Group>> batches_of(const ExpertsJob& job, const Routing& routing, bool exact) {
+std::vector<std::vector<Group>> batches_of(const ExpertsJob& job, const Routing& routing, const Run& run) {
   std::vector<std::vector<Group>> batches(1);
   std::size_t bytes = 0;
-  for (int e = 0; e < static_cast<int>(job.layer.experts.size()); ++e) {
+  for (int e = 0; e < job.layer.experts(); ++e) {
+    if (routing.rows(e) == 0) continue;
+    const Expert expert = expert_of(job.layer, job.weights, e);
     for (int row = 0; row < routing.rows(e); row += kRowsAtATime) {
       const int rows = std::min(kRowsAtATime, routing.rows(e) - row);
-      Group group(job.kernels, job.layer.experts[e], e, routing.places(e) + row, rows, exact);
+      Group group(job.kernels, expert, e, routing.places(e) + row, rows, run);
       if (bytes > 0 && bytes + group.bytes() > kBatchBytes) {
         batches.emplace_back();
         bytes = 0;
@@ -354,14 +386,13 @@ void run_batch(Batch& batch, Workspace& space, const Run& run) {
 
 }  // namespace
 
-void run_experts(const ExpertLayer& layer, Rows x, const std::int64_t* index, const float* weights, int top_k,
-                 void* out, Run run) {
+void run_experts(const ExpertLayer& layer, const LayerWeights& weights, Rows x, Routes routes, void* out, Run run) {
   Workspace& space = workspace();
   const std::lock_guard<std::mutex> lock(space.in_use);
-  const Routing routing(index, weights, x.rows, top_k, static_cast<int>(layer.experts.size()));
-  const ExpertsJob job{kernels(), layer, x, static_cast<std::byte*>(out), space,
+  const Routing routing(routes, x.rows, layer.experts());
+  const ExpertsJob job{kernels(), layer, weights, x, static_cast<std::byte*>(out), space,
                        space.sums.floats(std::size_t(x.rows) * layer.hidden)};
-  auto batches = batches_of(job, routing, run.exact);
+  auto batches = batches_of(job, routing, run);
   for (std::size_t i = 0; i < batches.size(); ++i) {
     Batch batch(job, std::move(batches[i]), i == 0, i + 1 == batches.size());
     run_batch(batch, space, run);

@@ -3,10 +3,12 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "kernels.h"
+#include "prepared.h"
 
 namespace moesaic {
 
@@ -23,30 +25,64 @@ struct Rows {
 };
 
 struct Run {
-  bool exact;   // float32 activations instead of int8
-  int threads;  // at least 1
+  Rounding linear, gate_up, down;  // of what goes into them
+  int threads;                     // at least 1
 };
 
-// out = x W^T + bias, in the dtype of x. `bias` is [rows of W] or nullptr.
-void run_linear(const Matrix& w, Rows x, const float* bias, void* out, Run run);
-
-struct Expert {
-  Matrix gate_up[2];  // gate and up, or up alone
-  Matrix down;
+// Of any float dtype; `data` is nullptr where there is none.
+struct Bias {
+  const void* data;
+  DType dtype;
 };
 
+// out = x W^T + bias, in the dtype of x. `bias` is [rows of W].
+void run_linear(const Matrix& w, Rows x, Bias bias, void* out, Run run);
+
+constexpr int kWidths[] = {1, 2, 3, 4, 8};
+constexpr int kStoredWidth = 16;  // experts that are not packed: the caller deals with them
+
+// One entry (gate_up or down) of all experts: a tensor for every width that occurs, in it the experts of that width in
+// ascending order, each the blobs of its matrices.
+struct Entry {
+  int matrices, rows, columns, group;
+  bool symmetric;
+  std::vector<int> widths;  // of every expert
+  std::vector<int> places;  // of every expert in the tensor of its width
+  int count(int width) const;
+  std::size_t expert_bytes(int width) const;
+};
+
+// Where those tensors are, by width.
+using Blobs = std::array<const std::uint8_t*, kStoredWidth>;
+
+// What is known of a layer without its weights.
 struct ExpertLayer {
   int hidden, intermediate;
   int matrices;  // 2 with a gate, 1 without
   Activation activation;
-  const float* gate_up_bias;  // [experts][matrices * intermediate] or nullptr
-  const float* down_bias;     // [experts][hidden] or nullptr
-  std::vector<Expert> experts;
+  Entry gate_up, down;
+
+  int experts() const { return static_cast<int>(down.widths.size()); }
+  bool is_packed(int expert) const {
+    return gate_up.widths[expert] != kStoredWidth && down.widths[expert] != kStoredWidth;
+  }
 };
 
-// out[t] = sum over k of weights[t][k] * expert index[t][k] of x[t]; an index outside the layer's experts adds nothing.
-void run_experts(const ExpertLayer& layer, Rows x, const std::int64_t* index, const float* weights, int top_k,
-                 void* out, Run run);
+struct LayerWeights {
+  Blobs gate_up, down;
+  Bias gate_up_bias;  // [experts][matrices * intermediate]
+  Bias down_bias;     // [experts][hidden]
+};
+
+struct Routes {
+  const std::int64_t* index;  // [tokens][top_k]
+  const float* weights;       // the same
+  int top_k;
+};
+
+// out[t] = sum over k of weights[t][k] * expert index[t][k] of x[t]. An index below zero is no expert; one that is not
+// packed or beyond the last one must not occur. Weights of experts that nobody asks for are not read.
+void run_experts(const ExpertLayer& layer, const LayerWeights& weights, Rows x, Routes routes, void* out, Run run);
 
 // Benchmarks: bytes per second of reading `bytes` bytes `times` times, multiply-adds per second of int8 products.
 double read_bandwidth(const std::uint8_t* data, std::size_t bytes, int times, int threads);

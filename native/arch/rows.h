@@ -72,17 +72,22 @@ MOESAIC_INLINE void grids_of_group(const float* x, int group, int parts, Grid (&
   }
 }
 
-// Writes the codes of one group and sums up each part's.
+// Writes the codes of one group, sums up each part's, and says what they leave of x.
 template <class V>
 MOESAIC_INLINE void encode_group(const float* x, int group, const Grid (&grids)[kParts], int panel,
-                                 std::int8_t* codes, std::int32_t (&sums)[kParts]) {
+                                 std::int8_t* codes, std::int32_t (&sums)[kParts], float* rest) {
   Ints4 total[kParts] = {};
   for (int k = 0; k < group; k += kParts * kQuad) {
     Ints4 rounded[kParts];
     for (int s = 0; s < kParts; ++s) {
-      const Floats4 shifted = loaded<Floats4>(x + k + kQuad * s) * grids[s].inverse + kRounder;
+      const Floats4 values = loaded<Floats4>(x + k + kQuad * s);
+      const Floats4 shifted = values * grids[s].inverse + kRounder;
       rounded[s] = bits_as<Ints4>(shifted) - bits_as<std::int32_t>(kRounder);
       total[s] += rounded[s];
+      if (rest) {
+        const Floats4 left = values - (shifted - kRounder) * grids[s].scale;
+        std::memcpy(rest + k + kQuad * s, &left, sizeof left);
+      }
     }
     std::int8_t bytes[kParts * kQuad];
     V::narrow(rounded, panel == 1 ? codes + k : bytes);
@@ -103,7 +108,7 @@ void part_weights(int bits, float (&weights)[kParts]) {
 
 template <class V>
 void quantize(const Matrix& like, const float* x, int columns, int groups, int parts, int panel, std::int8_t* codes,
-              float* scales, float* sums) {
+              float* scales, float* sums, float* rest) {
   float weights[kParts] = {1, 1, 1, 1};
   if (parts == kParts) part_weights<V>(like.bits, weights);
   const float unit = zero_factor(like);
@@ -112,11 +117,13 @@ void quantize(const Matrix& like, const float* x, int columns, int groups, int p
   for (int j = 0; j < groups; ++j) {
     const int left = columns - j * group;
     const float* from = left < group ? end : x + std::ptrdiff_t{j} * group;
+    if (left <= 0) std::memset(end, 0, sizeof end);
     if (left > 0 && left < group) std::memcpy(end, x + std::ptrdiff_t{j} * group, sizeof(float) * left);
     Grid grids[kParts];
     grids_of_group(from, group, parts, grids);
     std::int32_t totals[kParts];
-    encode_group<V>(from, group, grids, panel, codes + std::ptrdiff_t{j} * group * panel, totals);
+    encode_group<V>(from, group, grids, panel, codes + std::ptrdiff_t{j} * group * panel, totals,
+                    rest ? rest + std::ptrdiff_t{j} * group : nullptr);
     float sum = 0;
     for (int s = 0; s < kParts; ++s) sum += grids[s].scale * static_cast<float>(totals[s]);
     sums[std::ptrdiff_t{j} * panel] = unit * sum;

@@ -10,6 +10,7 @@
 //   whole_bytes  whether add takes codes of up to 255; else up to 15, and Dot<8> looks after 8 bits itself
 //   units        vectors of rows that `many` multiplies together
 //   few_units    the same for `few` with a single activation row
+//   pair_units   and with two
 //   few_rows, panel_rows   as in the table
 //
 // Everything is in an unnamed namespace: the files are compiled for different instruction sets, and a function
@@ -218,17 +219,22 @@ void few_blocks(Group group, const Matrix& m, Panel x, Blocks blocks, Output out
   }
 }
 
-// One row, the case that matters most, gets code for every group size, and several vectors of rows at once: more sums
-// that do not wait for each other, and fewer loads of activations.
+// One row, the case that matters most, and two, which are the planes of one, get code for every group size, and several
+// vectors of rows at once: more sums that do not wait for each other, and fewer loads of activations.
 template <class V>
 void few(const Matrix& m, Panel x, int rows, Blocks blocks, Output out) {
   chosen<1, 2, 3, 4, 8>(m.bits, [&](auto bits) {
     if (rows == 1) {
       return chosen<32, 64, 128>(m.group, [&](auto group) { few_blocks<V, bits, 1, V::few_units>(group, m, x, blocks, out); });
     }
-    unrolled<V::few_rows - 1>([&](auto t) {
-      if (rows == t + 2) few_blocks<V, bits, t + 2, 1>(m.group, m, x, blocks, out);
-    });
+    if constexpr (V::few_rows > 1) {
+      if (rows == 2) {
+        return chosen<32, 64, 128>(m.group, [&](auto group) { few_blocks<V, bits, 2, V::pair_units>(group, m, x, blocks, out); });
+      }
+      unrolled<V::few_rows - 2>([&](auto t) {
+        if (rows == t + 3) few_blocks<V, bits, t + 3, 1>(m.group, m, x, blocks, out);
+      });
+    }
   });
 }
 
@@ -329,19 +335,20 @@ template <class V, class Dot, int count>
 void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int groups, Panel x, int rows,
                 Output out) {
   constexpr int units = count * kBlockRows / V::lanes;
+  const int group = x.group, pieces = m.group / group;
   for (int row = 0; row < rows; row += V::panel_rows) {
     const int here = rows - row < V::panel_rows ? rows - row : V::panel_rows;
-    const std::ptrdiff_t group_row = std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows;
-    const std::int8_t* quads = x.codes + group_row * m.group;
+    const std::ptrdiff_t group_row = (std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows) * pieces;
+    const std::int8_t* quads = x.codes + group_row * group;
     const Output results{out.data + row * out.stride, out.stride};
-    for (int j = 0; j < groups; ++j) {
+    for (int j = 0; j < groups * pieces; ++j) {
       const std::ptrdiff_t at = group_row + j * V::panel_rows;
       unrolled<V::panel_rows / kRowStep>([&](auto step) {
         constexpr int tile_rows = kRowStep * (step + 1);
         if (here <= tile_rows && here > tile_rows - kRowStep) {
-          many_tile<V, Dot, units, tile_rows>(w.codes + kBlockRows * count * m.group * j, w.scale[j], w.scaled_zero[j],
-                                              m.group / kQuad, quads + j * m.group * V::panel_rows, x.scales + at,
-                                              x.sums + at, results);
+          many_tile<V, Dot, units, tile_rows>(w.codes + kBlockRows * count * group * j, w.scale[j / pieces],
+                                              w.scaled_zero[j / pieces], group / kQuad,
+                                              quads + j * group * V::panel_rows, x.scales + at, x.sums + at, results);
         }
       });
     }

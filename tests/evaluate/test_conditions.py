@@ -7,6 +7,7 @@ import json
 import torch
 
 from moesaic.evaluate.conditions import conditions, processor_name
+from moesaic.kernels import describe
 
 
 def test_conditions_say_machine_and_versions() -> None:
@@ -17,4 +18,6 @@ def test_conditions_say_machine_and_versions() -> None:
     assert found["versions"]["torch"] == torch.__version__
     assert found["machine"] == processor_name()
     assert found["machine"]
+    assert found["kernels"] == describe()
+    assert found["kernels"]["backend"] == found["backend"]
     assert json.loads(json.dumps(found)) == found

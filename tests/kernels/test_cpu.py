@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import weakref
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,11 +15,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 
 from moesaic.errors import KernelUnavailable, UsageError
 from moesaic.kernels import cpu, reference
-from moesaic.kernels.layer import Activation, ExpertEntry, ExpertLayer
+from moesaic.kernels.layer import Activation, ExpertEntry, ExpertLayer, known_activation
 from moesaic.packing.layout import EntryLayout, MatrixLayout, layout_of, pack, unpack
 from moesaic.records import QuantizedWeight
 
@@ -26,10 +27,8 @@ ISAS = cpu.native().isas() if IS_BUILT else []
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 4e-3, torch.float16: 1e-3}  # of the result's own dtype
 INT8, EXACT = 1e-2, 1e-5
-# Two products one after the other, each with activations rounded to int8; what the second one gets has longer tails
-# than a normal distribution. Few rows have finer scales than many.
-INT8_EXPERTS = 2e-2
-INT8_WORST = 8e-2  # where hypothesis has looked for a layer in which most of the result cancels
+SINGLE = 2e-2  # one int8 number for each activation of a whole expert
+KINDS = ("silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped")
 
 needs_module = pytest.mark.skipif(not IS_BUILT, reason="the compiled module is not there")
 examples = settings(max_examples=15, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
@@ -72,29 +71,6 @@ def error_of(found: Tensor, expected: Tensor, x: Tensor, weight: QuantizedWeight
     return float((found.double() - expected).norm() / torch.maximum(size.sum().sqrt(), expected.norm()))
 
 
-GATES = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "relu": functional.relu,
-}
-
-
-def activation_of(kind: str, matrices: int) -> Activation:
-    def clamped(hidden: Tensor) -> Tensor:
-        gate, up = hidden.chunk(2, dim=-1)
-        gate, up = gate.clamp(max=1.5), up.clamp(-1.5, 1.5)
-        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
-
-    def gated(hidden: Tensor) -> Tensor:
-        gate, up = hidden.chunk(2, dim=-1)
-        return GATES[kind](gate) * up
-
-    if kind == "swiglu_clamped":
-        return Activation(kind, clamped, alpha=1.702, limit=1.5)
-    return Activation(kind, gated if matrices == 2 else GATES[kind])
-
-
 def random_entry(
     widths: tuple[int, ...], matrices: int, shape: tuple[int, int], group: int, symmetric: bool
 ) -> ExpertEntry:
@@ -128,7 +104,7 @@ def random_layer(
     return ExpertLayer(
         gate_up=random_entry(widths[0], matrices, (intermediate, hidden), group, symmetric),
         down=random_entry(widths[1], 1, (hidden, intermediate), group, symmetric),
-        activation=activation_of(kind, matrices),
+        activation=known_activation(kind, gated=matrices == 2, alpha=1.702, limit=1.5),
         gate_up_bias=0.3 * normal(experts, matrices * intermediate, dtype=torch.bfloat16) if bias else None,
         down_bias=0.3 * normal(experts, hidden, dtype=torch.bfloat16) if bias else None,
     )
@@ -136,7 +112,7 @@ def random_layer(
 
 def random_routing(tokens: int, top_k: int, experts: int, seed: int = 3) -> tuple[Tensor, Tensor]:
     made = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, experts + 1, (tokens, top_k), generator=made), torch.rand(tokens, top_k, generator=made)
+    return torch.randint(-1, experts, (tokens, top_k), generator=made), torch.rand(tokens, top_k, generator=made)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -166,9 +142,7 @@ def test_linear_is_the_references(isa: str, data: st.DataObject) -> None:
         assert found.dtype == dtype
         assert found.shape == (rows, shape[0])
         if rows:
-            assert (
-                error_of(found, expected, x, weight) < bound * (2 if min(rows, shape[1]) < 4 else 1) + ROUNDING[dtype]
-            )
+            assert error_of(found, expected, x, weight) < bound + ROUNDING[dtype]
 
 
 @needs_module
@@ -267,7 +241,7 @@ def test_experts_are_the_references(isa: str, data: st.DataObject) -> None:
     experts = data.draw(st.integers(1, 5), label="experts")
     width = st.sampled_from((1, 2, 3, 4, 8))
     widths = tuple(tuple(data.draw(st.lists(width, min_size=experts, max_size=experts))) for _ in range(2))
-    kind = data.draw(st.sampled_from((*GATES, "swiglu_clamped")))
+    kind = data.draw(st.sampled_from(KINDS))
     layer = random_layer(
         (widths[0], widths[1]),
         data.draw(st.tuples(st.integers(16, 150), st.integers(16, 200)), label="sizes"),
@@ -282,7 +256,7 @@ def test_experts_are_the_references(isa: str, data: st.DataObject) -> None:
     index, weights = random_routing(tokens + 16, data.draw(st.integers(1, 3), label="top_k"), experts)
     expected = reference.experts(x.double(), index, weights.double(), layer)
     usual = expected.square().mean().sqrt() * expected[:tokens].numel() ** 0.5  # one result may be any small number
-    for precision, bound in (("int8", INT8_WORST), ("exact", EXACT)):
+    for precision, bound in (("int8", INT8), ("int8-single", SINGLE), ("exact", EXACT)):
         found = cpu.experts(x[:tokens], index[:tokens], weights[:tokens], layer, precision=precision)
         assert found.dtype == dtype
         assert found.shape == x[:tokens].shape
@@ -299,8 +273,26 @@ def test_all_tokens_to_one_expert(isa: str, tokens: int) -> None:
     layer = random_layer(((2, 3, 4), (3, 4, 2)), (200, 300))
     x, index, weights = normal(tokens, 200), torch.ones(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
     expected = reference.experts(x.double(), index, weights.double(), layer)
-    assert relative(cpu.experts(x, index, weights, layer), expected) < INT8_EXPERTS
+    assert relative(cpu.experts(x, index, weights, layer), expected) < INT8
     assert relative(cpu.experts(x, index, weights, layer, precision="exact"), expected) < EXACT
+
+
+@needs_module
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("isa", ISAS)
+def test_int8_experts_stay_within_one_percent(isa: str, group: int, kind: str) -> None:
+    """Every width, group and activation, gated or not, for the kernels of few rows and of many."""
+    cpu.native().use_isa(isa)
+    for bits, matrices in product((1, 2, 3, 4, 8), (1, 2)):
+        if kind == "swiglu_clamped" and matrices == 1:
+            continue
+        layer = random_layer(((bits, 8), (bits, 8)), (256, 384), kind=kind, matrices=matrices, group=group)
+        for tokens in (1, 3, 9):
+            x, index, weights = normal(tokens, 256), torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
+            expected = reference.experts(x.double(), index, weights.double(), layer)
+            assert relative(cpu.experts(x, index, weights, layer), expected) < INT8
+            assert relative(cpu.experts(x, index, weights, layer, precision="int8-single"), expected) < SINGLE
 
 
 @needs_module
@@ -339,19 +331,46 @@ def test_stored_experts_and_unknown_activations_take_the_slow_way(kind: str) -> 
     x, (index, weights) = normal(12, 72), random_routing(12, 2, 4)
     expected = reference.experts(x.double(), index, weights.double(), layer)
     assert relative(cpu.experts(x, index, weights, layer, precision="exact"), expected) < EXACT
-    assert relative(cpu.experts(x, index, weights, layer), expected) < INT8_EXPERTS
+    assert relative(cpu.experts(x, index, weights, layer), expected) < INT8
 
 
 @needs_module
-def test_a_layer_is_forgotten_with_its_object() -> None:
-    """The tables kept for a layer go away with it."""
-    gc.collect()  # those of other tests
+def test_nothing_of_a_layer_is_kept() -> None:
+    """Weights go away with the layer: a process that loads one model after the other does not fill up."""
     layer = random_layer(((2,), (2,)))
     cpu.experts(normal(1, 72), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1), layer)
-    known = len(cpu._layers)
+    tensor = weakref.ref(layer.gate_up.tensors[2])
     del layer
     gc.collect()
-    assert len(cpu._layers) == known - 1
+    assert tensor() is None
+
+
+@needs_module
+@pytest.mark.parametrize("run", [cpu.experts, reference.experts])
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_a_place_without_expert_is_skipped_without_reading_its_weights(run: Any, tokens: int) -> None:
+    """An index of -1 takes the expert out of the sum, as if its share were zero, and its packed bytes are not read."""
+    layer = random_layer(((2, 3), (4, 4)))
+    x, weights = normal(tokens, 72), torch.rand(tokens, 2, generator=torch.Generator().manual_seed(1))
+    both = torch.tensor([[0, 1]]).expand(tokens, 2)
+    kept = torch.tensor([[0, -1]]).expand(tokens, 2)
+    expected = run(x, both, weights * torch.tensor([1.0, 0.0]), layer)
+    found = run(x, kept, weights, layer)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    layer.gate_up.tensors[3].fill_(255)  # scales of NaN
+    layer.down.tensors[4][1].fill_(255)
+    assert not run(x, both, weights, layer).isfinite().all()
+    assert torch.equal(run(x, kept, weights, layer), found)
+
+
+@needs_module
+@pytest.mark.parametrize("run", [cpu.experts, reference.experts])
+@pytest.mark.parametrize("widths", [(2, 3), (2, 16)])
+def test_an_expert_that_is_not_there_is_refused(run: Any, widths: tuple[int, int]) -> None:
+    """An index beyond the last expert is an error that names it, and no read beyond the weights."""
+    layer = random_layer((widths, (4, 4)))
+    with pytest.raises(UsageError, match="index: there is no expert 2 in a layer of 2"):
+        run(normal(3, 72), torch.tensor([[0], [1], [2]]), torch.ones(3, 1), layer)
 
 
 # Threads, instruction sets, torch -------------------------------------------------------------------------------------
@@ -403,9 +422,10 @@ def test_an_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_module
-def test_operators_run_under_inference_mode_and_compile() -> None:
-    """The operators work under inference mode and in a compiled graph."""
-    layer, weight = random_layer(((2, 3), (3, 4))), random_matrix((40, 72), 4, 64, False)
+@pytest.mark.parametrize("widths", [(3, 4), (3, 16)])
+def test_operators_run_under_inference_mode_and_compile(widths: tuple[int, int]) -> None:
+    """The operators work under inference mode and in a compiled graph, also with an expert that is not packed."""
+    layer, weight = random_layer(((2, 3), widths)), random_matrix((40, 72), 4, 64, False)
     layout, blob = layout_of(weight), pack(weight)
     index, weights = random_routing(6, 2, 2)
 
@@ -425,12 +445,13 @@ def test_fake_operators_agree_with_the_real_ones() -> None:
     """What the compiler is told of shapes and dtypes is what comes out."""
     layer, weight = random_layer(((2, 3), (3, 4))), random_matrix((40, 72), 4, 64, False)
     index, weights = random_routing(6, 2, 2)
-    size = (40, 72, 4, 64, False, False)
+    size = (40, 72, 4, 64, False, "int8")
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(
         torch.ops.moesaic.cpu_linear, (normal(2, 3, 72), pack(weight), None, *size), test_utils=checks
     )
-    arguments = (normal(6, 72), index, weights, cpu._number_of(layer), False)
+    tensors = (list(layer.gate_up.ordered), list(layer.down.ordered), None, None)
+    arguments = (normal(6, 72), index, weights, *tensors, layer.spec, None)
     torch.library.opcheck(torch.ops.moesaic.cpu_experts, arguments, test_utils=checks)
 
 
@@ -467,11 +488,18 @@ def test_a_missing_module_is_said_and_refused(monkeypatch: pytest.MonkeyPatch) -
         cpu.linear(normal(1, 32), pack(weight), layout_of(weight))
 
 
-def test_an_unknown_precision_is_refused() -> None:
-    """A precision that does not exist is named."""
-    weight = random_matrix((16, 32), 2, 32, False)
-    with pytest.raises(UsageError, match="precision"):
-        cpu.linear(normal(1, 32), pack(weight), layout_of(weight), precision="int4")
+def test_an_unknown_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A precision that does not exist is named, and so is where it came from."""
+    with pytest.raises(UsageError, match="precision: 'int4' is unknown; give one of int8, int8-single, exact"):
+        cpu.precision_in_use("int4")
+    monkeypatch.setenv("MOESAIC_CPU_PRECISION", "fp4")
+    with pytest.raises(UsageError, match="MOESAIC_CPU_PRECISION: 'fp4'"):
+        cpu.precision_in_use()
+    assert cpu.precision_in_use("exact") == "exact"
+    monkeypatch.setenv("MOESAIC_CPU_PRECISION", "int8-single")
+    assert cpu.precision_in_use() == "int8-single"
+    monkeypatch.delenv("MOESAIC_CPU_PRECISION")
+    assert cpu.precision_in_use() == "int8"
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -490,7 +518,7 @@ def linear_arguments() -> dict[str, Any]:
         "bits": 3,
         "group_size": 64,
         "symmetric": False,
-        "exact": False,
+        "precision": "int8",
         "threads": 1,
     }
 
@@ -505,7 +533,7 @@ BAD_LINEAR = {
     "blob: dtype": ("blob", torch.zeros(LAYOUT.total_bytes, dtype=torch.int8)),
     "blob: misaligned": ("blob", torch.zeros(LAYOUT.total_bytes + 64, dtype=torch.uint8)[1 : 1 + LAYOUT.total_bytes]),
     "blob: strided": ("blob", torch.zeros(2 * LAYOUT.total_bytes, dtype=torch.uint8)[::2]),
-    "bias: dtype": ("bias", torch.zeros(20, dtype=torch.bfloat16)),
+    "bias: dtype": ("bias", torch.zeros(20, dtype=torch.float64)),
     "bias: length": ("bias", torch.zeros(19)),
     "out: shape": ("out", torch.zeros(3, 21)),
     "out: dtype": ("out", torch.zeros(3, 20, dtype=torch.bfloat16)),
@@ -515,6 +543,7 @@ BAD_LINEAR = {
     "bits: unknown": ("bits", 5),
     "group_size: unknown": ("group_size", 48),
     "threads: none": ("threads", 0),
+    "precision: unknown": ("precision", "int4"),
 }
 
 
@@ -529,37 +558,28 @@ def test_bad_linear_arguments_are_refused_by_name(case: str) -> None:
 
 
 def layer_arguments() -> dict[str, Any]:
-    layer = random_layer(((2, 3, 2), (4, 4, 8)), bias=True)
     return {
         "hidden": 72,
         "intermediate": 100,
         "gated": True,
         "group_size": 64,
         "symmetric": False,
-        "gate_up_widths": [2, 3, 2],
-        "gate_up": dict(layer.gate_up.tensors),
-        "down_widths": [4, 4, 8],
-        "down": dict(layer.down.tensors),
+        "gate_up_widths": [2, 3, 2, 16],
+        "down_widths": [4, 4, 8, 16],
         "activation": "silu",
         "alpha": 0.0,
         "limit": 0.0,
-        "gate_up_bias": torch.zeros(3, 200),
-        "down_bias": torch.zeros(3, 72),
     }
 
 
 BAD_LAYER: dict[str, tuple[str, Any, str]] = {
     "hidden": ("hidden", 0, "hidden"),
-    "intermediate": ("intermediate", 170, "gate_up tensor of width"),
+    "intermediate": ("intermediate", 2**30, "intermediate"),
     "group": ("group_size", 16, "group_size"),
-    "unknown width": ("gate_up_widths", [2, 3, 7], "gate_up tensor of width 7"),
-    "missing width": ("gate_up_widths", [2, 3, 4], "gate_up tensor of width"),
-    "too many of a width": ("down_widths", [4, 8, 8], "down tensor of width"),
+    "unknown width": ("gate_up_widths", [2, 3, 7, 16], "gate_up_widths: width 7"),
+    "negative width": ("down_widths", [4, 4, -4, 16], "down_widths: width -4"),
     "fewer widths": ("down_widths", [4, 4], "down_widths"),
-    "gate_up cut short": ("gate_up", {2: torch.zeros(2, 64, dtype=torch.uint8)}, "gate_up tensor of width"),
     "activation": ("activation", "tanh", "activation"),
-    "gate_up_bias": ("gate_up_bias", torch.zeros(3, 100), "gate_up_bias"),
-    "down_bias": ("down_bias", torch.zeros(3, 72).double(), "down_bias"),
 }
 
 
@@ -582,7 +602,18 @@ BAD_RUN: dict[str, tuple[str, Any]] = {
     "index: stored": ("index", torch.full((2, 2), 3)),
     "weights: shape": ("weights", torch.zeros(2, 1)),
     "weights: dtype": ("weights", torch.zeros(2, 2, dtype=torch.float16)),
+    "index: beyond the last": ("index", torch.full((2, 2), 4)),
     "out: shape": ("out", torch.zeros(2, 70)),
+    "gate_up: one missing": ("gate_up", [torch.zeros(1, 64, dtype=torch.uint8)]),
+    "gate_up: too many": ("gate_up", lambda good: [*good, good[0]]),
+    "gate_up: cut short": ("gate_up", lambda good: [good[0][:, :-64].contiguous(), good[1]]),
+    "gate_up: fewer experts": ("gate_up", lambda good: [good[0][:1], good[1]]),
+    "down: wrong order": ("down", lambda good: good[::-1]),
+    "down: strided": ("down", lambda good: [good[0].T.contiguous().T, good[1]]),
+    "gate_up_bias: shape": ("gate_up_bias", torch.zeros(4, 100)),
+    "down_bias: dtype": ("down_bias", torch.zeros(4, 72).double()),
+    "precision: unknown": ("precision", ""),
+    "threads: none": ("threads", -1),
 }
 
 
@@ -591,23 +622,24 @@ BAD_RUN: dict[str, tuple[str, Any]] = {
 def test_bad_runs_are_refused_by_name(case: str) -> None:
     """Whatever is wrong with the tokens of a run, the message names it."""
     name, value = BAD_RUN[case]
-    arguments = layer_arguments() | {
-        "gate_up_widths": [2, 3, 2, 16],
-        "down_widths": [4, 4, 8, 16],
-        "gate_up_bias": None,
-        "down_bias": None,
-    }
-    layer = cpu.native().Layer(**arguments)
+    layer = cpu.native().Layer(**layer_arguments())
+    packed = random_layer(((2, 3, 2, 16), (4, 4, 8, 16)), bias=True)
     good = {
         "x": normal(2, 72),
-        "index": torch.tensor([[0, 1], [-7, 10**12]]),
+        "index": torch.tensor([[0, 1], [-7, -1]]),
         "weights": torch.ones(2, 2),
         "out": torch.zeros(2, 72),
-        "exact": False,
+        "gate_up": list(packed.gate_up.ordered[:-1]),
+        "down": list(packed.down.ordered[:-1]),
+        "gate_up_bias": packed.gate_up_bias,
+        "down_bias": packed.down_bias,
+        "precision": "int8",
         "threads": 2,
     }
     layer.run(**good)
-    with pytest.raises(ValueError, match=f"^{name}: "):
+    if callable(value):
+        value = value(good[name])
+    with pytest.raises(ValueError, match=f"^{name}( tensor of width [0-9])?: "):
         layer.run(**(good | {name: value}))
 
 
@@ -619,7 +651,7 @@ def test_random_arguments_never_crash(data: st.DataObject) -> None:
     number = st.integers(-1, 80)
     rows, columns = data.draw(number), data.draw(number)
     bits, group = data.draw(st.sampled_from((0, 1, 2, 3, 4, 5, 8, 16))), data.draw(st.sampled_from((0, 32, 64, 128)))
-    symmetric, exact = data.draw(st.booleans()), data.draw(st.booleans())
+    symmetric, precision = data.draw(st.booleans()), data.draw(st.sampled_from(cpu.PRECISIONS))
     size = data.draw(st.integers(0, 20000))
     if rows > 0 and columns > 0 and bits in (1, 2, 3, 4, 8) and group and data.draw(st.booleans(), label="fits"):
         size = MatrixLayout(rows, columns, bits, group, symmetric).total_bytes
@@ -627,4 +659,4 @@ def test_random_arguments_never_crash(data: st.DataObject) -> None:
     x, out = normal(tokens, max(0, columns)), torch.zeros(tokens, max(0, rows))
     blob = torch.full((size,), 255, dtype=torch.uint8)
     with contextlib.suppress(ValueError):
-        cpu.native().linear(x, blob, None, out, rows, columns, bits, group, symmetric, exact, 2)
+        cpu.native().linear(x, blob, None, out, rows, columns, bits, group, symmetric, precision, 2)

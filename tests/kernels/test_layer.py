@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesaic.errors import CorruptFile
-from moesaic.kernels.layer import ExpertEntry, tokens_by_expert
+from moesaic.errors import CorruptFile, UsageError
+from moesaic.kernels import reference
+from moesaic.kernels.layer import ExpertEntry, known_activation, layer_from, tokens_by_expert
 from moesaic.packing.layout import EntryLayout, unpack
 from tests.kernels.made_up import random_layer
 
@@ -16,17 +19,47 @@ WIDTHS = (2, 16, 2, 3)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(-2, 6), min_size=2, max_size=2), max_size=9))
+@given(st.lists(st.lists(st.integers(-2, 4), min_size=2, max_size=2), max_size=9))
 def test_every_place_is_served_once(index: list[list[int]]) -> None:
-    """All places with a real expert are found, each once; numbers outside are empty places."""
+    """All places with an expert are found, each once; numbers below zero are empty places."""
     top_k = torch.tensor(index, dtype=torch.long).reshape(-1, 2)
     found = {
         (token, place): expert
         for expert, tokens, places in tokens_by_expert(top_k, 5)
         for token, place in zip(tokens.tolist(), places.tolist(), strict=True)
     }
-    wanted = {(t, p): e for t, row in enumerate(index) for p, e in enumerate(row) if 0 <= e < 5}
+    wanted = {(t, p): e for t, row in enumerate(index) for p, e in enumerate(row) if e >= 0}
     assert found == wanted
+
+
+@pytest.mark.parametrize("index", [[[0, 5]], [[-1, 2**40]]])
+def test_experts_that_are_not_there_are_refused(index: list[list[int]]) -> None:
+    """A number beyond the last expert is a mistake somewhere, and not an empty place."""
+    with pytest.raises(UsageError, match=r"index: there is no expert \d+ in a layer of 5"):
+        tokens_by_expert(torch.tensor(index), 5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_layer_comes_back_from_its_spec_and_tensors(gated: bool, bias: bool) -> None:
+    """The text and the tensors that operators are given hold all of a layer: it computes the same."""
+    layer, _, _ = random_layer(WIDTHS, (3, 3, 16, 8), gated=gated, bias=bias)
+    tensors = (layer.gate_up.ordered, layer.down.ordered, layer.gate_up_bias, layer.down_bias)
+    again = layer_from(layer.spec, *tensors)
+    assert again.spec == layer.spec
+    assert again.gate_up.layout == layer.gate_up.layout
+    x, index, weights = torch.randn(7, 48), torch.randint(-1, 4, (7, 2)), torch.rand(7, 2)
+    assert torch.equal(reference.experts(x, index, weights, again), reference.experts(x, index, weights, layer))
+    other, _, _ = random_layer(WIDTHS, (3, 3, 16, 4), gated=gated, bias=bias)
+    assert other.spec != layer.spec
+
+
+def test_clamped_swiglu_is_that_of_gpt_oss() -> None:
+    """Worked out by hand: the gate is cut above, up at both sides, and one is added to it."""
+    function = known_activation("swiglu_clamped", gated=True, alpha=2.0, limit=3.0).function
+    gate, up = torch.tensor([[1.0, 9.0, -9.0]]), torch.tensor([[2.0, -9.0, 9.0]])
+    wanted = [3 * 1 / (1 + math.exp(-2)), (-3 + 1) * 3 / (1 + math.exp(-6)), 4 * -9 / (1 + math.exp(18))]
+    torch.testing.assert_close(function(torch.cat([gate, up], dim=1)), torch.tensor([wanted]))
 
 
 def test_blobs_are_views_of_the_stored_tensor() -> None:

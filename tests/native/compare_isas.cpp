@@ -36,8 +36,10 @@ void fill_blob(std::uint8_t* blob, std::size_t bytes, const Shape& s) {
 
 std::vector<float> product(const char* isa, const Matrix& m, const std::vector<float>& x, int rows, bool exact) {
   use_isa(isa);
+  const Rounding rounding = exact ? kExact : Rounding{1, 64};
+  const Run run{rounding, rounding, rounding, 2};
   std::vector<float> out(static_cast<std::size_t>(rows) * m.rows);
-  run_linear(m, {x.data(), DType::float32, rows}, nullptr, out.data(), {exact, 2});
+  run_linear(m, {x.data(), DType::float32, rows}, {nullptr, DType::float32}, out.data(), run);
   return out;
 }
 

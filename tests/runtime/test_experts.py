@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig
 
 from moesaic.families import MoeLayer, find_moe_layers
+from moesaic.kernels import cpu
 from moesaic.packing.names import entry_layouts
 from moesaic.records import LayerBits
 from moesaic.runtime.experts import PackedExperts, activation_of
@@ -85,6 +88,23 @@ def test_views_are_made_again_when_tensors_move() -> None:
     module.gate_up.b8 = module.gate_up.b8.clone()
     assert module.packed_layer() is not first
     assert module.packed_layer().gate_up.tensors[8].data_ptr() == module.gate_up.b8.data_ptr()
+
+
+@pytest.mark.skipif(not cpu.available()[0], reason="the compiled module is not there")
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_compiles_into_one_graph(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile takes the module without a break, also with biases and width 16, before any other call."""
+    monkeypatch.delenv("MOESAIC_KERNELS", raising=False)
+    original, layer = first_layer(family)
+    module = packed_from(original, layer)
+    x, index, weights = torch.randn(5, layer.hidden), torch.randint(0, 8, (5, 2)), torch.rand(5, 2)
+    compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        found = compiled(x, index, weights)
+        assert torch.equal(found, module(x, index, weights))
+        module.gate_up.b8 = module.gate_up.b8.clone().fill_(0)
+        assert torch.equal(compiled(x, index, weights), module(x, index, weights))
+        assert not torch.equal(compiled(x, index, weights), found)
 
 
 def test_holds_no_part_of_the_original() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moesaic.kernels import select
+from moesaic.kernels import describe, select
 from moesaic.packing.manifest import library_versions
 
 
@@ -21,6 +21,7 @@ def conditions(**more: Any) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "backend": select("cpu").NAME,
+        "kernels": describe("cpu"),
         "versions": library_versions(),
     }
 

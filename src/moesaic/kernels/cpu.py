@@ -1,16 +1,24 @@
 """Packed matrices on CPUs with the native kernels of `native/`: the signatures of `kernels.reference`, at memory speed.
 
-Activations are quantized to int8 on the way in (`precision="exact"` keeps them float32). Works without the compiled
-module in the sense that `available()` says no; everything else then raises `KernelUnavailable`. The operators are
-known to torch as `moesaic::cpu_linear` and `moesaic::cpu_experts`, for inference only: they have no gradient.
+Activations are quantized to int8 on the way in. Three precisions:
+
+- `"int8"`: one int8 number for each activation, two for those of an expert's second layer, whose tails are long.
+  The result of a layer is within 1 % of the exact one (docs/decisions/0007-int8-activations.md).
+- `"int8-single"`: one int8 number for each. A quarter less arithmetic with many rows, 1 to 2 % off.
+- `"exact"`: float32.
+
+Works without the compiled module in the sense that `available()` says no; everything else then raises
+`KernelUnavailable`. The operators are known to torch as `moesaic::cpu_linear` and `moesaic::cpu_experts`, for inference
+only: they have no gradient.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import itertools
 import os
-import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,13 +27,13 @@ from torch import Tensor
 
 from moesaic.errors import KernelUnavailable, UsageError
 from moesaic.kernels import reference
-from moesaic.kernels.layer import ExpertEntry, ExpertLayer, tokens_by_expert
+from moesaic.kernels.layer import ExpertEntry, ExpertLayer, check_index, layer_from, read_spec, tokens_by_expert
 from moesaic.packing.layout import MatrixLayout
 from moesaic.records import STORED_WIDTH
 
 NAME = "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PRECISIONS = ("int8", "exact")
+PRECISIONS = ("int8", "int8-single", "exact")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped")
 
 # several microseconds a tensor cheaper than letting the native module ask the tensor for it
@@ -36,7 +44,7 @@ _missing: str
 try:
     _native, _missing = importlib.import_module("moesaic.kernels._cpu"), ""
 except ImportError as error:
-    _native, _missing = None, f"the compiled module is not there ({error}); build it with `make native`"
+    _native, _missing = None, f"the compiled module is not there ({error}); install again with a C++20 compiler"
 
 
 def available() -> tuple[bool, str]:
@@ -45,9 +53,20 @@ def available() -> tuple[bool, str]:
     Raises:
         KernelUnavailable: `MOESAIC_CPU_ISA` names an instruction set that is unknown or that the CPU lacks.
     """
+    ready, reason = is_ready()
+    return ready, f"instruction set {isa()}, {threads()} threads" if ready else reason
+
+
+def is_ready() -> tuple[bool, str]:
+    """Whether the kernels can run, and why not; asked for every layer, so it does nothing else.
+
+    Raises:
+        KernelUnavailable: `MOESAIC_CPU_ISA` names an instruction set that is unknown or that the CPU lacks.
+    """
     if _native is None:
         return False, _missing
-    return True, f"instruction set {isa()}, {threads()} threads"
+    isa()
+    return True, ""
 
 
 def isa() -> str:
@@ -87,8 +106,21 @@ def threads() -> int:
     return int(wanted)
 
 
+def precision_in_use(wanted: str | None = None) -> str:
+    """The precision of the activations: `wanted`, else `MOESAIC_CPU_PRECISION`, else `"int8"`.
+
+    Raises:
+        UsageError: neither is one of `PRECISIONS`.
+    """
+    precision = wanted or os.environ.get("MOESAIC_CPU_PRECISION") or "int8"
+    if precision not in PRECISIONS:
+        source = "precision" if wanted else "MOESAIC_CPU_PRECISION"
+        raise UsageError(f"{source}: {precision!r} is unknown; give one of {', '.join(PRECISIONS)}")
+    return precision
+
+
 def linear(
-    x: Tensor, blob: Tensor, layout: MatrixLayout, bias: Tensor | None = None, *, precision: str = "int8"
+    x: Tensor, blob: Tensor, layout: MatrixLayout, bias: Tensor | None = None, *, precision: str | None = None
 ) -> Tensor:
     """`x W^T + b` with a packed `W`; see `kernels.reference.linear`.
 
@@ -96,34 +128,46 @@ def linear(
         x: `[..., columns]`; other dtypes than float32, bfloat16 and float16 go to the reference backend.
         blob: `[layout.total_bytes]` uint8.
         layout: shape and width of `W`.
-        bias: `[rows]` or None.
-        precision: `"int8"` or `"exact"`, of the activations.
+        bias: `[rows]` in one of those dtypes, or None.
+        precision: of the activations, one of `PRECISIONS`; default: see `precision_in_use`.
+
+    Raises:
+        UsageError: a tensor does not fit the layout, or an unknown precision.
+        KernelUnavailable: no compiled module.
     """
     if x.dtype not in DTYPES:
         return reference.linear(x, blob, layout, bias)
     size = (layout.rows, layout.columns, layout.bits, layout.group_size, layout.symmetric)
-    operator = _cpu_linear if _is_plain(x) else torch.ops.moesaic.cpu_linear
-    return operator(x, blob, bias, *size, _is_exact(precision))
+    run = _cpu_linear if _is_plain(x) else torch.ops.moesaic.cpu_linear
+    return run(x, blob, bias, *size, precision)
 
 
 def experts(
-    x: Tensor, top_k_index: Tensor, top_k_weights: Tensor, layer: ExpertLayer, *, precision: str = "int8"
+    x: Tensor, top_k_index: Tensor, top_k_weights: Tensor, layer: ExpertLayer, *, precision: str | None = None
 ) -> Tensor:
     """A whole expert layer; see `kernels.reference.experts`.
 
-    What is known of `layer` is looked up once and kept while the object lives: hand in the same object every time.
     Experts of width 16 and activations that the native code does not know take a slower way through torch.
+
+    Args:
+        x: `[tokens, hidden]`; other dtypes than float32, bfloat16 and float16 go to the reference backend.
+        top_k_index: `[tokens, k]`; below 0 is an empty place.
+        top_k_weights: `[tokens, k]`.
+        layer: the packed layer.
+        precision: of the activations, one of `PRECISIONS`; default: see `precision_in_use`.
+
+    Raises:
+        UsageError: a number of an expert that is not there, a tensor that does not fit, or an unknown precision.
+        KernelUnavailable: no compiled module.
     """
     if x.dtype not in DTYPES:
         return reference.experts(x, top_k_index, top_k_weights, layer)
-    exact = _is_exact(precision)
     if layer.activation.kind not in ACTIVATIONS:
-        return _by_hand(x, top_k_index, top_k_weights, layer, exact=exact, only=None).to(x.dtype)
-    stored = _stored_experts(layer)
-    if not stored:
-        operator = _cpu_experts if _is_plain(x) else torch.ops.moesaic.cpu_experts
-        return operator(x, top_k_index, top_k_weights, _number_of(layer), exact)
-    return _mixed(x, top_k_index, top_k_weights, layer, stored, exact=exact)
+        out = _one_by_one(x, top_k_index, top_k_weights, layer, precision=precision, only=range(layer.experts))
+        return out.to(x.dtype)
+    run = _cpu_experts if _is_plain(x) else torch.ops.moesaic.cpu_experts
+    biases = (layer.gate_up_bias, layer.down_bias)
+    return run(x, top_k_index, top_k_weights, layer.gate_up.ordered, layer.down.ordered, *biases, layer.spec, precision)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -131,20 +175,20 @@ def _is_plain(x: Tensor) -> bool:
     return type(x) is Tensor and not torch.compiler.is_compiling()
 
 
-def _is_exact(precision: str) -> bool:
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is unknown; give one of {PRECISIONS}")
-    return precision == "exact"
-
-
 # Operators --------------------------------------------------------------------------------------------------------
+#
+# They are functions of their arguments alone: nothing that they need is kept from call to call, so that a graph can be
+# compiled, stored and run by another process. Changing the device or the memory of a tensor needs no word to anybody.
 
 _library: Any = torch.library.Library("moesaic", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "cpu_linear(Tensor x, Tensor blob, Tensor? bias, int rows, int columns, int bits, int group_size, "
-    "bool symmetric, bool exact) -> Tensor"
+    "bool symmetric, str? precision) -> Tensor"
 )
-_library.define("cpu_experts(Tensor x, Tensor index, Tensor weights, int layer, bool exact) -> Tensor")
+_library.define(
+    "cpu_experts(Tensor x, Tensor index, Tensor weights, Tensor[] gate_up, Tensor[] down, Tensor? gate_up_bias, "
+    "Tensor? down_bias, str spec, str? precision) -> Tensor"
+)
 
 
 def _cpu_linear(  # noqa: PLR0917 (the operator's schema)
@@ -156,25 +200,56 @@ def _cpu_linear(  # noqa: PLR0917 (the operator's schema)
     bits: int,
     group_size: int,
     symmetric: bool,
-    exact: bool,
+    precision: str | None,
 ) -> Tensor:
-    flat = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    flat = _ready(x, x.dtype)
+    if flat.dim() != 2:
+        flat = flat.reshape(-1, x.shape[-1])
     out = flat.new_empty(flat.shape[0], rows)
-    wide = None if bias is None else bias.detach().float().contiguous()
-    given = None if wide is None else _export(wide)
-    native().linear(
-        _export(flat), _export(blob), given, _export(out), rows, columns, bits, group_size, symmetric, exact, threads()
-    )
-    return out.view(*x.shape[:-1], rows)
+    size = (rows, columns, bits, group_size, symmetric)
+    how = (precision_in_use(precision), threads())
+    try:
+        native().linear(_export(flat), _export(blob), _given(bias), _export(out), *size, *how)
+    except ValueError as error:
+        raise UsageError(f"cpu_linear: {error}") from None
+    return out.view(*x.shape[:-1], rows) if x.dim() != 2 else out
 
 
-def _cpu_experts(x: Tensor, index: Tensor, weights: Tensor, layer: int, exact: bool) -> Tensor:
-    flat = x.detach().contiguous()
-    out = torch.empty_like(flat)
-    places = index.to(torch.int64).contiguous()
-    shares = weights.detach().float().contiguous()
-    _layers[layer].run(_export(flat), _export(places), _export(shares), _export(out), exact, threads())
-    return out
+def _cpu_experts(  # noqa: PLR0917 (the operator's schema)
+    x: Tensor,
+    index: Tensor,
+    weights: Tensor,
+    gate_up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    spec: str,
+    precision: str | None,
+) -> Tensor:
+    plan = _plan_of(spec)
+    if plan.stored:
+        layer = layer_from(spec, gate_up, down, gate_up_bias, down_bias)
+        check_index(index, layer.experts)
+        alone = _one_by_one(x, index, weights, layer, precision=precision, only=plan.stored)
+        index = plan.places.take(index.long() + 1)
+        gate_up, down = gate_up[: plan.tensors[0]], down[: plan.tensors[1]]
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    how = (precision_in_use(precision), threads())
+    try:
+        plan.layer.run(
+            _export(_ready(x, x.dtype)),
+            _export(_ready(index, torch.int64)),
+            _export(_ready(weights, torch.float32)),
+            _export(out),
+            [_export(tensor) for tensor in gate_up],
+            [_export(tensor) for tensor in down],
+            _given(gate_up_bias),
+            _given(down_bias),
+            *how,
+        )
+    except ValueError as error:
+        raise UsageError(f"cpu_experts: {error}") from None
+    return (out.float() + alone).to(x.dtype) if plan.stored else out
 
 
 def _fake_linear(x: Tensor, _blob: Tensor, _bias: Tensor | None, rows: int, *_rest: Any) -> Tensor:
@@ -190,109 +265,87 @@ for _name, _real, _fake in (("cpu_linear", _cpu_linear, _fake_linear), ("cpu_exp
     torch.library.register_fake(f"moesaic::{_name}", _fake)
 
 
-# Layers -----------------------------------------------------------------------------------------------------------
-
-_numbers = itertools.count()
-_layers: dict[int, Any] = {}  # number -> native layer: operators take numbers, tensors and nothing else
-_number_by_id: dict[int, int] = {}  # id of an ExpertLayer that lives -> its number
-
-
-def _number_of(layer: ExpertLayer) -> int:
-    """The number under which operators know the layer."""
-    number = _number_by_id.get(id(layer))
-    return _register(layer) if number is None else number
+def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor as the native module wants it; itself when it is so already."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return tensor.to(dtype).contiguous()
 
 
-# For torch.compile the number is a constant, not something to trace.
-_number_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _given(bias: Tensor | None) -> Any:
+    return None if bias is None else _export(_ready(bias, bias.dtype))
 
 
-def _register(layer: ExpertLayer) -> int:
-    number = next(_numbers)
-    _layers[number] = _native_layer(layer)
-    _number_by_id[id(layer)] = number
-    weakref.finalize(layer, _forget, id(layer), number)
-    return number
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from a layer's spec.
+
+    Attributes:
+        layer: the native module's view of it.
+        stored: experts with an entry that is not packed.
+        places: `[experts + 1]`: index + 1 -> index, or -1 where the expert is not packed.
+        tensors: packed tensors of both entries.
+    """
+
+    layer: Any
+    stored: frozenset[int]
+    places: Tensor
+    tensors: tuple[int, int]
 
 
-def _forget(identity: int, number: int) -> None:
-    _number_by_id.pop(identity, None)
-    _layers.pop(number, None)
-
-
-def _native_layer(layer: ExpertLayer) -> Any:
-    activation, shape = layer.activation, layer.gate_up.layout
-    return native().Layer(
-        hidden=shape.columns,
-        intermediate=shape.rows,
-        gated=shape.matrices == 2,
-        group_size=shape.group_size,
-        symmetric=shape.symmetric,
-        gate_up_widths=list(layer.gate_up.widths),
-        gate_up=_packed(layer.gate_up),
-        down_widths=list(layer.down.widths),
-        down=_packed(layer.down),
+@functools.cache
+def _plan_of(spec: str) -> _Plan:
+    first, second, activation = read_spec(spec)
+    layer = native().Layer(
+        hidden=first.columns,
+        intermediate=first.rows,
+        gated=first.matrices == 2,
+        group_size=first.group_size,
+        symmetric=first.symmetric,
+        gate_up_widths=list(first.widths),
+        down_widths=list(second.widths),
         activation=activation.kind,
         alpha=activation.alpha,
         limit=activation.limit,
-        gate_up_bias=_bias(layer.gate_up_bias),
-        down_bias=_bias(layer.down_bias),
     )
+    widths = enumerate(zip(first.widths, second.widths, strict=True))
+    stored = frozenset(expert for expert, pair in widths if STORED_WIDTH in pair)
+    places = [-1, *(-1 if expert in stored else expert for expert in range(len(first.widths)))]
+    tensors = tuple(len(set(entry.widths) - {STORED_WIDTH}) for entry in (first, second))
+    return _Plan(layer, stored, torch.tensor(places), (tensors[0], tensors[1]))
 
 
-def _packed(entry: ExpertEntry) -> dict[int, Tensor]:
-    return {width: tensor for width, tensor in entry.tensors.items() if width != STORED_WIDTH}
+# The slow way -----------------------------------------------------------------------------------------------------
 
 
-def _bias(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach().float().contiguous()
-
-
-# The slow ways ----------------------------------------------------------------------------------------------------
-
-
-def _stored_experts(layer: ExpertLayer) -> frozenset[int]:
-    """Experts with an entry that is not packed."""
-    if STORED_WIDTH not in layer.gate_up.tensors and STORED_WIDTH not in layer.down.tensors:
-        return frozenset()
-    widths = zip(layer.gate_up.widths, layer.down.widths, strict=True)
-    return frozenset(expert for expert, pair in enumerate(widths) if STORED_WIDTH in pair)
-
-
-def _mixed(
-    x: Tensor, index: Tensor, weights: Tensor, layer: ExpertLayer, stored: frozenset[int], *, exact: bool
+def _one_by_one(
+    x: Tensor,
+    index: Tensor,
+    weights: Tensor,
+    layer: ExpertLayer,
+    *,
+    precision: str | None,
+    only: Sequence[int] | frozenset[int],
 ) -> Tensor:
-    """Packed experts natively, the others one by one."""
-    places = torch.tensor([-1 if e in stored else e for e in range(layer.experts)])
-    inside = (index >= 0) & (index < layer.experts)
-    packed = torch.where(inside, places[index.clamp(0, layer.experts - 1)], -1)
-    out = torch.ops.moesaic.cpu_experts(x.float(), packed, weights, _number_of(layer), exact)
-    return (out + _by_hand(x, index, weights, layer, exact=exact, only=stored)).to(x.dtype)
-
-
-def _by_hand(
-    x: Tensor, index: Tensor, weights: Tensor, layer: ExpertLayer, *, exact: bool, only: frozenset[int] | None
-) -> Tensor:
-    """The layer, or those experts of it, one expert after the other. float32 `[tokens, hidden]`"""
+    """Some experts of the layer, one after the other. float32 `[tokens, hidden]`"""
     out = torch.zeros(x.shape, dtype=torch.float32)
     for expert, token, place in tokens_by_expert(index, layer.experts):
-        if only is not None and expert not in only:
+        if expert not in only:
             continue
-        hidden = _entry(x[token].float(), layer.gate_up, expert, exact=exact)
+        hidden = _entry(x[token].float(), layer.gate_up, expert, precision)
         if layer.gate_up_bias is not None:
             hidden = hidden + layer.gate_up_bias[expert].float()
         hidden = layer.activation.function(hidden)
-        result = _entry(hidden, layer.down, expert, exact=exact)
+        result = _entry(hidden, layer.down, expert, precision)
         if layer.down_bias is not None:
             result = result + layer.down_bias[expert].float()
         out.index_add_(0, token, result * weights[token, place, None].float())
     return out
 
 
-def _entry(x: Tensor, entry: ExpertEntry, expert: int, *, exact: bool) -> Tensor:
+def _entry(x: Tensor, entry: ExpertEntry, expert: int, precision: str | None) -> Tensor:
     """`[tokens, columns]` through all matrices of an entry, side by side. `[tokens, matrices * rows]`"""
     if entry.widths[expert] == STORED_WIDTH:
         return torch.nn.functional.linear(x, entry.stored(expert).to(x.dtype))
-    precision = "exact" if exact else "int8"
     blobs = [entry.blob(expert, matrix) for matrix in range(entry.matrices)]
     return torch.cat([linear(x, blob, layout, precision=precision) for blob, layout in blobs], dim=-1)

@@ -48,12 +48,16 @@ def experts(x: Tensor, top_k_index: Tensor, top_k_weights: Tensor, layer: Expert
 
     Args:
         x: `[tokens, hidden]`.
-        top_k_index: `[tokens, k]` integers; a value outside `0 … experts - 1` is an empty place.
+        top_k_index: `[tokens, k]` integers; a value below 0 is an empty place: no expert runs there, and the weights of
+            an expert that nobody asks for are not read.
         top_k_weights: `[tokens, k]`.
         layer: the packed layer.
 
     Returns:
         `[tokens, hidden]` in the dtype of `x`.
+
+    Raises:
+        UsageError: `top_k_index` names an expert that the layer has not.
     """
     out = torch.zeros(x.shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     for expert, token, place in tokens_by_expert(top_k_index, layer.experts):

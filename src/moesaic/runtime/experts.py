@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from moesaic.families import MoeLayer
 from moesaic.kernels import select
-from moesaic.kernels.layer import Activation, ExpertEntry, ExpertLayer
+from moesaic.kernels.layer import Activation, ExpertEntry, ExpertLayer, spec_of
 from moesaic.packing.layout import EntryLayout
 from moesaic.records import STORED_WIDTH
 
@@ -65,29 +66,33 @@ class PackedExperts(nn.Module):
                 self.register_buffer(f"{role}_bias", torch.empty(layer.experts, rows, dtype=dtype, device="meta"))
         self.has_bias = layer.has_bias
         self._activation = [activation_of(layer, original)]  # in a list, so that the original is no submodule
+        # made here and not with the layer: torch.compile may trace the first call, and cannot follow this
+        self._spec = spec_of(layouts["gate_up"], layouts["down"], self._activation[0])
         self._layer: ExpertLayer | None = None
-        self._layer_of: tuple[int, ...] = ()
+        self._layer_of: tuple[Tensor, ...] = ()
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Every token through its experts, weighted and summed.
 
         Args:
             hidden_states: `[tokens, hidden]`.
-            top_k_index: `[tokens, k]`; for Switch Transformers a one-hot mask `[tokens, 1, experts]`.
+            top_k_index: `[tokens, k]`, -1 for no expert; for Switch Transformers a one-hot mask `[tokens, 1, experts]`.
             top_k_weights: `[tokens, k]`.
         """
         if self.one_hot:
             chosen = top_k_index.reshape(-1, self.experts)
             # a token beyond its expert's capacity has no expert: an empty place
-            top_k_index = torch.where(chosen.any(dim=-1), chosen.argmax(dim=-1), self.experts)[:, None]
+            top_k_index = torch.where(chosen.any(dim=-1), chosen.argmax(dim=-1), -1)[:, None]
         return select(hidden_states.device.type).experts(hidden_states, top_k_index, top_k_weights, self.packed_layer())
 
     def packed_layer(self) -> ExpertLayer:
-        """The layer as the kernels want it; made again when the module's tensors have moved."""
-        state = tuple(tensor.data_ptr() for tensor in self.buffers())
-        if self._layer is None or state != self._layer_of:
-            self._layer = self._make_layer()
-            self._layer_of = state
+        """The layer as the kernels want it; made again when the module got other tensors."""
+        tensors = (*self.gate_up._buffers.values(), *self.down._buffers.values(), *self._buffers.values())
+        known = self._layer
+        if known is not None and all(map(operator.is_, tensors, self._layer_of)):
+            return known
+        self._layer = self._make_layer()
+        self._layer_of = tensors
         return self._layer
 
     def _make_layer(self) -> ExpertLayer:
@@ -101,6 +106,7 @@ class PackedExperts(nn.Module):
             activation=self._activation[0],
             gate_up_bias=first_bias,
             down_bias=self.get_buffer("down_bias") if self.has_bias else None,
+            spec=self._spec,
         )
 
     def extra_repr(self) -> str:
