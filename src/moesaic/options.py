@@ -124,3 +124,9 @@ class CompressOptions:
         values["initial"] = None if self.initial is None else self.initial.name
         values["levels"] = None if self.levels is None else list(self.levels)
         return values
+
+    def recipe(self) -> dict[str, Any]:
+        """The same by the names of the command line's options, those without a value left out."""
+        values = self.recorded()
+        values["shard_size"] = values.pop("shard_bytes") / 1e9
+        return {name: value for name, value in values.items() if value is not None}

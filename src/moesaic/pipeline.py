@@ -6,6 +6,8 @@ compress("mixtral-8x7b", "mixtral-2.5bit", CompressOptions(bits=2.5))
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ from moesaic.packing.job import MANIFEST, PackingJob, check_target
 from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
 from moesaic.progress import SILENT, Progress
+from moesaic.recipe import RECIPE, recipe_text
 from moesaic.records import BitPlan, Scores, read_json, write_json
+
+_LOG = logging.getLogger(__name__)
 
 
 def compress(
@@ -60,17 +65,22 @@ def compress(
     quantizer = options.make_quantizer()
     options.make_scorer()  # names are checked before anything is read
     checkpoint = Checkpoint.open(source, trust_remote_code=trust_remote_code)
-    scores, plan = make_plan(checkpoint, options)
+    _LOG.info("%s: %s, %d tensors", source, checkpoint.config.model_type, len(checkpoint.stored))
+    scores, plan = make_plan(checkpoint, options, progress=progress)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
     shards = split_into_shards([specs for _, specs in build.units()], options.shard_bytes)
     job = PackingJob(target, shards, _identity(checkpoint, plan, options), overwrite=overwrite)
+    if job.resumed:
+        _LOG.info("going on with an unfinished run: %d parts are done", job.resumed)
     try:
         build.run(job, progress)
         job.close_files()
         job.write_index()
         write_json(job.out / "config.json", build.config())
         copy_companions(source, job.out)
-        write_json(job.out / MANIFEST, _manifest(build, job, scores, options))
+        (job.out / RECIPE).write_text(recipe_text(options.recipe()), encoding="utf-8")
+        files, content = describe_files(job.out), content_sha256(job.digests)
+        write_json(job.out / MANIFEST, manifest(build, files, content, scores, options))
         job.publish()
     except OSError as error:
         job.abandon()
@@ -84,7 +94,9 @@ def compress(
     return target
 
 
-def make_plan(checkpoint: Checkpoint, options: CompressOptions) -> tuple[Scores | None, BitPlan]:
+def make_plan(
+    checkpoint: Checkpoint, options: CompressOptions, *, progress: Progress = SILENT
+) -> tuple[Scores | None, BitPlan]:
     """Score and allocate, or read the plan that the options name.
 
     Returns:
@@ -104,20 +116,22 @@ def make_plan(checkpoint: Checkpoint, options: CompressOptions) -> tuple[Scores 
                 f"--allocator {options.allocator} needs costs and not scores: make a plan with "
                 "`moesaic allocate COSTS.json` and give it with --plan"
             )
-        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options)
+        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options, progress=progress)
         plan = allocator(shapes, options.budget, scores)
     plan.check(shapes)
+    _LOG.info("plan: %s, %.4g code bits", plan.method, plan.reached_bits(shapes))
     return scores, plan
 
 
-def score(checkpoint: Checkpoint, options: CompressOptions) -> Scores:
-    """Score every expert by the rule that the options name."""
+def score(checkpoint: Checkpoint, options: CompressOptions, *, progress: Progress = SILENT) -> Scores:
+    """Score every expert by the rule that the options name; `progress` counts the experts that it reads."""
     initial = None
     if options.initial is not None:
         if not options.initial.exists():
             raise NotACheckpoint(f"--initial {options.initial}: no such file or folder")
         initial = InitialRouters.open(options.initial)
-    return options.make_scorer()(CheckpointWeights(checkpoint, initial))
+    progress.start("score", sum(layer.experts for layer in checkpoint.layers))
+    return options.make_scorer()(CheckpointWeights(checkpoint, initial, progress=progress))
 
 
 def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -> dict[str, Any]:
@@ -133,19 +147,32 @@ def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -
     }
 
 
-def _manifest(build: PackedBuild, job: PackingJob, scores: Scores | None, options: CompressOptions) -> dict[str, Any]:
-    """`moesaic.json`; no times and no paths, so that the same command gives the same bytes."""
+def manifest(
+    build: PackedBuild,
+    files: Mapping[str, Mapping[str, Any]],
+    content: str,
+    scores: Scores | None,
+    options: CompressOptions,
+) -> dict[str, Any]:
+    """`moesaic.json`; no times and no paths, so that the same command gives the same bytes.
+
+    Args:
+        build: the packed model.
+        files: every other file of its folder with size and SHA-256.
+        content: one SHA-256 over all that was read.
+        scores: the scores that its plan came from, None where it came from none.
+        options: of the run.
+    """
     checkpoint = build.checkpoint
     shapes = [layer.shape for layer in checkpoint.layers]
     weights = sum(shape.experts * shape.expert_weights for shape in shapes)
-    files = describe_files(job.out)
     return {
         "format_version": FORMAT_VERSION,
         "versions": library_versions(),
         "source": {
             "name": checkpoint.name,
             "model_type": checkpoint.config.model_type,
-            "content_sha256": content_sha256(job.digests),
+            "content_sha256": content,
         },
         "options": options.recorded(),
         "code_bits": build.plan.reached_bits(shapes),
@@ -155,5 +182,5 @@ def _manifest(build: PackedBuild, job: PackingJob, scores: Scores | None, option
         "total_bytes": sum(file["bytes"] for file in files.values()),
         "plan": build.plan.to_json(shapes),
         "scores": None if scores is None else scores.to_json(),
-        "files": files,
+        "files": dict(files),
     }

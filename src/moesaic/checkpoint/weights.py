@@ -11,6 +11,7 @@ from moesaic.checkpoint.reader import Checkpoint
 from moesaic.checkpoint.shards import StoredTensor, read_header, read_tensor
 from moesaic.errors import CorruptFile
 from moesaic.families import MoeLayer
+from moesaic.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class CheckpointWeights:
 
     checkpoint: Checkpoint
     initial: InitialRouters | None = None
+    progress: Progress = SILENT  # told of every expert whose weights are read
 
     @property
     def experts(self) -> dict[str, int]:
@@ -82,6 +84,7 @@ class CheckpointWeights:
 
     def first_layer(self, layer: str, expert: int) -> Tensor:
         """W1 of one expert. `[intermediate, hidden]`, stored dtype"""
+        self.progress.advance(1)
         return self.checkpoint.first_layer(self._layer(layer), expert)
 
     def _layer(self, name: str) -> MoeLayer:
