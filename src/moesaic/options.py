@@ -203,6 +203,12 @@ class CompressOptions:
         values["stats"] = None if self.stats is None else self.stats.name
         return values
 
+    def recipe(self) -> dict[str, Any]:
+        """The same by the names of the command line's options, those without a value left out."""
+        values = self.recorded()
+        values["shard_size"] = values.pop("shard_bytes") / 1e9
+        return {name: value for name, value in values.items() if value is not None}
+
 
 def _with_knobs(rule: Any, knobs: dict[str, Any]) -> Any:
     """The rule with those of the knobs that it has, or that the rules it is made of have."""

@@ -6,8 +6,9 @@ compress("mixtral-8x7b", "mixtral-2.5bit", CompressOptions(bits=2.5))
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,14 @@ from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
 from moesaic.progress import SILENT, Progress
 from moesaic.quantize import Quantizer, needs_moment
+from moesaic.recipe import RECIPE, recipe_text
 from moesaic.records import BitPlan, CostTable, ExpertStats, Scores, read_json, write_json
 from moesaic.registry import look_up
 from moesaic.scores import COSTS, needs_stats
 
 STATS_FILE = "calibration_stats.safetensors"
+
+_LOG = logging.getLogger(__name__)
 
 
 def compress(
@@ -73,16 +77,19 @@ def compress(
     quantizer = options.make_quantizer()
     options.make_rule()  # names are checked before anything is read
     checkpoint = Checkpoint.open(source, trust_remote_code=trust_remote_code)
+    _LOG.info("%s: %s, %d tensors", source, checkpoint.config.model_type, len(checkpoint.stored))
     work = target.with_name(target.name + ".partial")
     calibration = open_calibration(checkpoint, options, work, trust_remote_code=trust_remote_code)
     stats = measure(calibration, options, work, overwrite=overwrite, progress=progress)
-    scores, plan = make_plan(checkpoint, options, stats)
+    scores, plan = make_plan(checkpoint, options, stats, progress=progress)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
     shards = split_into_shards([specs for _, specs in build.units()], options.shard_bytes)
     identity = _identity(checkpoint, plan, options)
     if calibration is not None:
         identity["calibration"] = calibration.fingerprint
     job = PackingJob(target, shards, identity, overwrite=overwrite)
+    if job.resumed:
+        _LOG.info("going on with an unfinished run: %d parts are done", job.resumed)
     try:
         guide = None
         if calibration is not None and (needs_moment(quantizer) or options.repair_routers):
@@ -94,8 +101,10 @@ def compress(
         copy_companions(source, job.out)
         if stats is not None:
             save_stats(stats, job.out / STATS_FILE)
+        (job.out / RECIPE).write_text(recipe_text(options.recipe()), encoding="utf-8")
         found = None if calibration is None else _calibration_record(calibration, stats, guide)
-        write_json(job.out / MANIFEST, _manifest(build, job, scores, options, found))
+        files, content = describe_files(job.out), content_sha256(job.digests)
+        write_json(job.out / MANIFEST, manifest(build, files, content, scores, options, calibration=found))
         job.publish()
     except OSError as error:
         job.abandon()
@@ -224,7 +233,11 @@ def _guide(calibration: Calibration, quantizer: Quantizer, options: CompressOpti
 
 
 def make_plan(
-    checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None = None
+    checkpoint: Checkpoint,
+    options: CompressOptions,
+    stats: ExpertStats | None = None,
+    *,
+    progress: Progress = SILENT,
 ) -> tuple[Scores | CostTable | None, BitPlan]:
     """Score and allocate, or read the plan that the options name.
 
@@ -245,14 +258,21 @@ def make_plan(
         scores, plan = None, BitPlan.from_json(read_json(options.plan))
     else:
         allocator = options.make_allocator()  # before the rule reads weights: names are checked first
-        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options, stats)
+        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options, stats, progress=progress)
         plan = allocator(shapes, options.budget, scores)
     plan.check(shapes)
+    _LOG.info("plan: %s, %.4g code bits", plan.method, plan.reached_bits(shapes))
     return scores, plan
 
 
-def score(checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None = None) -> Scores | CostTable:
-    """Score every expert by the rule that the options name, or work out its costs.
+def score(
+    checkpoint: Checkpoint,
+    options: CompressOptions,
+    stats: ExpertStats | None = None,
+    *,
+    progress: Progress = SILENT,
+) -> Scores | CostTable:
+    """Score every expert by the rule that the options name, or work out its costs; `progress` counts experts.
 
     Raises:
         UsageError: the rule needs statistics.
@@ -263,7 +283,8 @@ def score(checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats |
         if not options.initial.exists():
             raise NotACheckpoint(f"--initial {options.initial}: no such file or folder")
         initial = InitialRouters.open(options.initial)
-    return rule(CheckpointWeights(checkpoint, initial, stats))
+    progress.start("score", sum(layer.experts for layer in checkpoint.layers))
+    return rule(CheckpointWeights(checkpoint, initial, stats, progress=progress))
 
 
 def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -> dict[str, Any]:
@@ -294,25 +315,35 @@ def _calibration_record(
     }
 
 
-def _manifest(
+def manifest(
     build: PackedBuild,
-    job: PackingJob,
+    files: Mapping[str, Mapping[str, Any]],
+    content: str,
     scores: Scores | CostTable | None,
     options: CompressOptions,
-    calibration: dict[str, Any] | None,
+    *,
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`moesaic.json`; no times and no paths, so that the same command gives the same bytes."""
+    """`moesaic.json`; no times and no paths, so that the same command gives the same bytes.
+
+    Args:
+        build: the packed model.
+        files: every other file of its folder with size and SHA-256.
+        content: one SHA-256 over all that was read.
+        scores: the scores that its plan came from, None where it came from none.
+        options: of the run.
+        calibration: what is to be said of the text, None where none was used.
+    """
     checkpoint = build.checkpoint
     shapes = [layer.shape for layer in checkpoint.layers]
     weights = sum(shape.experts * shape.expert_weights for shape in shapes)
-    files = describe_files(job.out)
     return {
         "format_version": FORMAT_VERSION,
         "versions": library_versions(),
         "source": {
             "name": checkpoint.name,
             "model_type": checkpoint.config.model_type,
-            "content_sha256": content_sha256(job.digests),
+            "content_sha256": content,
         },
         "options": options.recorded(),
         "code_bits": build.plan.reached_bits(shapes),
@@ -322,6 +353,6 @@ def _manifest(
         "total_bytes": sum(file["bytes"] for file in files.values()),
         "plan": build.plan.to_json(shapes),
         "scores": None if scores is None else scores.to_json(),
-        "calibration": calibration,
-        "files": files,
+        "calibration": None if calibration is None else dict(calibration),
+        "files": dict(files),
     }

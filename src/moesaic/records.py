@@ -8,11 +8,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,8 @@ from moesaic.costs import CostTable as CostTable  # noqa: PLC0414  # a noun like
 from moesaic.costs import entry_layer as entry_layer  # noqa: PLC0414
 from moesaic.costs import layer_of_entry as layer_of_entry  # noqa: PLC0414
 from moesaic.errors import BudgetInfeasible, CorruptFile, InvalidPlan
+from moesaic.json_files import read_json as read_json  # noqa: PLC0414
+from moesaic.json_files import write_json as write_json  # noqa: PLC0414
 from moesaic.stats import ExpertStats as ExpertStats  # noqa: PLC0414
 from moesaic.stats import LayerStats as LayerStats  # noqa: PLC0414
 
@@ -353,31 +353,3 @@ class RunRecord:
             **interval,
             "conditions": dict(self.conditions),
         }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        CorruptFile: no such file, not UTF-8, not JSON, or not an object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CorruptFile(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise CorruptFile(f"{path}: holds a JSON {type(data).__name__}, not an object")
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object, replacing the file only when it is complete."""
-    draft = path.with_name(path.name + ".draft")
-    try:
-        draft.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from moesaic.checkpoint.companions import copy_companions
+from moesaic.checkpoint.companions import copy_companions, find_companions
 
 WANTED = ["LICENSE", "chat_template.jinja", "generation_config.json", "merges.txt", "preprocessor_config.json"]
 WANTED += ["spiece.model", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
@@ -34,3 +34,13 @@ def test_links_are_resolved_and_folders_left(tmp_path: Path) -> None:
     (source / "tokenizer").mkdir()
     assert copy_companions(source, target) == ["tokenizer.json"]
     assert not (target / "tokenizer.json").is_symlink()
+
+
+def test_found_are_those_that_are_copied(tmp_path: Path) -> None:
+    """The list made beforehand is the list of what is copied."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    for name in ("tokenizer.json", "LICENSE", "model.safetensors", "notes.txt"):
+        (tmp_path / "source" / name).write_text("x")
+    found = [path.name for path in find_companions(tmp_path / "source")]
+    assert found == copy_companions(tmp_path / "source", tmp_path / "target") == ["LICENSE", "tokenizer.json"]

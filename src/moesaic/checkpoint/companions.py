@@ -25,11 +25,15 @@ COMPANIONS = (
 )
 
 
+def find_companions(source: Path) -> list[Path]:
+    """The companion files of a checkpoint folder."""
+    files = (path for path in sorted(source.iterdir()) if path.is_file())
+    return [path for path in files if any(fnmatch(path.name, pattern) for pattern in COMPANIONS)]
+
+
 def copy_companions(source: Path, target: Path) -> list[str]:
     """Copy the companion files of a checkpoint folder, links resolved. Returns their names."""
-    copied = []
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COMPANIONS):
-            shutil.copyfile(path, target / path.name)
-            copied.append(path.name)
-    return copied
+    found = find_companions(source)
+    for path in found:
+        shutil.copyfile(path, target / path.name)
+    return [path.name for path in found]

@@ -6,8 +6,6 @@ only ever looks at one expert. Reading by offset keeps to what is asked for, and
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moesaic.errors import CorruptFile, NotACheckpoint
-from moesaic.records import read_json
+from moesaic.checkpoint.headers import INDEX as INDEX
+from moesaic.checkpoint.headers import SINGLE as SINGLE
+from moesaic.checkpoint.headers import Entry, read_all_entries, read_entries
+from moesaic.checkpoint.headers import find_shards as find_shards
+from moesaic.errors import CorruptFile
 
 DTYPES = {
     "F64": torch.float64,
@@ -31,9 +32,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_LARGEST_HEADER = 100 << 20  # as in the safetensors library
 
 
 @dataclass(frozen=True)
@@ -54,86 +52,26 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CorruptFile: truncated, or a header that contradicts itself or the file.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(size - 8, _LARGEST_HEADER):
-                raise CorruptFile(f"{path}: truncated or not a safetensors file ({size} bytes); download it again")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise CorruptFile(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise CorruptFile(f"{path}: its header is not valid JSON; download it again") from None
-    if not isinstance(header, dict):
-        raise CorruptFile(f"{path}: its header is not a JSON object; download it again")
-    base = 8 + length
-    entries = ((name, entry) for name, entry in header.items() if name != "__metadata__")
-    return {name: _stored(path, name, entry, base, size) for name, entry in entries}
-
-
-def _stored(path: Path, name: str, entry: object, base: int, size: int) -> StoredTensor:
-    try:
-        dtype_name, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]  # type: ignore[index]
-        sizes = [*shape, begin, end]
-    except (TypeError, KeyError, ValueError):
-        raise CorruptFile(f"{path}: the header entry of {name} is malformed; download the file again") from None
-    if not all(isinstance(number, int) and number >= 0 for number in sizes):
-        raise CorruptFile(f"{path}: the header entry of {name} has a negative or non-integer size")
-    if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
-        raise CorruptFile(f"{path}: tensor {name} has dtype {dtype_name}, known are {', '.join(DTYPES)}")
-    needed = math.prod(shape) * DTYPES[dtype_name].itemsize
-    if end - begin != needed:
-        raise CorruptFile(f"{path}: tensor {name} has {end - begin} bytes where its shape {shape} needs {needed}")
-    if base + end > size:
-        raise CorruptFile(
-            f"{path}: truncated: tensor {name} ends at byte {base + end}, the file has {size}; download it again"
-        )
-    return StoredTensor(path, name, DTYPES[dtype_name], shape, base + begin, base + end)
-
-
-def find_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, all of them present, none outside the folder.
-
-    Raises:
-        NotACheckpoint: no safetensors weights.
-        CorruptFile: an index that names missing files or paths outside the folder.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        if (folder / SINGLE).is_file():
-            return [folder / SINGLE]
-        raise NotACheckpoint(f"{folder}: neither {SINGLE} nor {INDEX}; moesaic reads safetensors checkpoints only")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFile(f'{index}: no "weight_map"; download it again')
-    names = sorted(set(map(str, weight_map.values())))
-    for name in names:
-        # a hub cache links its files to a blob store, so that the name is checked and not where it leads
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CorruptFile(f"{index}: names {name!r}, a path outside the folder; do not trust this checkpoint")
-        if not (folder / name).is_file():
-            raise CorruptFile(f"{index}: names {name}, which is missing; download it")
-    return [folder / name for name in names]
+    return _with_dtypes(path, read_entries(path))
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint folder by name, from the headers of its files.
 
     Raises:
-        NotACheckpoint, CorruptFile: as `find_shards` and `read_header`; also when the index names a tensor that its
-            file does not have.
+        NotACheckpoint, CorruptFile: as `headers.read_all_entries`.
     """
     tensors: dict[str, StoredTensor] = {}
-    for path in find_shards(folder):
-        tensors.update(read_header(path))
-    index = folder / INDEX
-    if index.is_file():
-        for name, file in read_json(index)["weight_map"].items():
-            if name not in tensors or tensors[name].path != folder / file:
-                raise CorruptFile(f"{index}: places {name} in {file}, which does not hold it; download both again")
+    for path, entries in read_all_entries(folder).items():
+        tensors.update(_with_dtypes(path, entries))
     return tensors
+
+
+def _with_dtypes(path: Path, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
+    return {
+        name: StoredTensor(path, name, DTYPES[entry.dtype], entry.shape, entry.start, entry.stop)
+        for name, entry in entries.items()
+    }
 
 
 def read_bytes(path: Path, start: int, stop: int) -> Tensor:

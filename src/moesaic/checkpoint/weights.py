@@ -11,6 +11,7 @@ from moesaic.checkpoint.reader import Checkpoint
 from moesaic.checkpoint.shards import StoredTensor, read_header, read_tensor
 from moesaic.errors import CorruptFile, UsageError
 from moesaic.families import MoeLayer
+from moesaic.progress import SILENT, Progress
 from moesaic.records import ExpertStats, ExpertWeights, LayerShape
 
 
@@ -74,6 +75,7 @@ class CheckpointWeights:
     checkpoint: Checkpoint
     initial: InitialRouters | None = None
     measured: ExpertStats | None = None
+    progress: Progress = SILENT  # told of every expert whose weights are read
 
     @property
     def experts(self) -> dict[str, int]:
@@ -90,6 +92,7 @@ class CheckpointWeights:
 
     def first_layer(self, layer: str, expert: int) -> Tensor:
         """W1 of one expert. `[intermediate, hidden]`, stored dtype"""
+        self.progress.advance(1)
         return self.checkpoint.first_layer(self._layer(layer), expert)
 
     def expert(self, layer: str, expert: int) -> ExpertWeights:

@@ -57,12 +57,30 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-class ShardFile:
-    """One safetensors file of known contents, filled in any order.
+def lay_out(specs: list[TensorSpec]) -> tuple[bytes, dict[str, tuple[int, TensorSpec]], int]:
+    """How tensors lie in one file.
 
     uint8 tensors come first: packed blobs are multiples of 64 bytes long, so that all of them are aligned when the
     data section is.
+
+    Returns:
+        The header, padded; every tensor's byte offset in the data section; bytes of the data section.
     """
+    ordered = sorted(specs, key=lambda spec: spec.dtype != torch.uint8)  # stable
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places: dict[str, tuple[int, TensorSpec]] = {}
+    offset = 0
+    for spec in ordered:
+        entry = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape)}
+        header[spec.name] = {**entry, "data_offsets": [offset, offset + spec.size]}
+        places[spec.name] = (offset, spec)
+        offset += spec.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-(8 + len(text)) % ALIGNMENT), places, offset
+
+
+class ShardFile:
+    """One safetensors file of known contents, filled in any order; `lay_out` says where."""
 
     def __init__(self, path: Path, specs: list[TensorSpec]) -> None:
         """Lay down the header and the size; an existing file of that size keeps its data.
@@ -71,17 +89,7 @@ class ShardFile:
             StorageFull: no room for the file.
         """
         self.path = path
-        ordered = sorted(specs, key=lambda spec: spec.dtype != torch.uint8)  # stable
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._places: dict[str, tuple[int, TensorSpec]] = {}
-        offset = 0
-        for spec in ordered:
-            entry = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape)}
-            header[spec.name] = {**entry, "data_offsets": [offset, offset + spec.size]}
-            self._places[spec.name] = (offset, spec)
-            offset += spec.size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        text, self._places, offset = lay_out(specs)
         self._base = 8 + len(text)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesaic.cli import parameters as p
+from moesaic.cli.bundles import Output, takes
 
 if TYPE_CHECKING:
     from moesaic.records import CostTable, LayerShape, Scores
 
 
+@takes(output=Output)
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Scores (`moesaic score`) or costs, JSON.")],
+    output: Output,
     bits: Annotated[float, typer.Option(help="Average code bits of an expert's weight.")],
     model: Annotated[
         str | None, typer.Option("--model", help="The checkpoint that they are of.  [default: needed for scores only]")
@@ -30,11 +33,11 @@ def command(
 ) -> None:
     """Turn scores or costs and a budget into a bit plan, which can be edited and given to `compress --plan`."""
     from moesaic.allocate.choices import shapes_of
-    from moesaic.cli.console import note
     from moesaic.errors import UsageError
     from moesaic.options import CompressOptions
     from moesaic.records import CostTable, write_json
 
+    output.begin(libraries=model is not None)
     given = _read(file)
     name = allocator or ("global" if isinstance(given, CostTable) else None)
     options = CompressOptions(bits=bits, allocator=name, levels=p.parse_levels(levels))
@@ -48,20 +51,17 @@ def command(
         raise UsageError(f"{file} holds scores: give their checkpoint with --model")
     plan = made(shapes, options.budget, given)
     if isinstance(given, CostTable):
-        note(f"{plan.method}: {plan.reached_bits(shapes):.6g} bits")
+        output.note(f"{plan.method}: {plan.reached_bits(shapes):.6g} bits")
     if out is not None:
         write_json(out, plan.to_json(shapes))
-    else:
-        print(json.dumps(plan.to_json(shapes), indent=2))
+    output.print(plan.to_json(shapes), None if out else lambda: print(json.dumps(plan.to_json(shapes), indent=2)))
 
 
 def _shapes_of_model(model: str, *, trust_remote_code: bool) -> list[LayerShape]:
     """The MoE layers of a checkpoint."""
     from moesaic.checkpoint.locate import locate
     from moesaic.checkpoint.reader import Checkpoint
-    from moesaic.cli.console import quiet_libraries
 
-    quiet_libraries()
     checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
     return [layer.shape for layer in checkpoint.layers]
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moesaic.cli import parameters as p
+from moesaic.cli.bundles import Output, takes
 
 
+@takes(output=Output)
 def command(
     model: p.Model,
+    output: Output,
     out: Annotated[Path, typer.Option("--out", "-o", help="File of statistics to write (safetensors).")],
     rules: Annotated[
         str,
@@ -44,18 +46,15 @@ def command(
     overwrite: p.Overwrite = False,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
-    json_: p.Json = False,
-    quiet: p.Quiet = False,
 ) -> None:
     """Measure what every expert does on text, once for all rules and budgets.
 
     Give the file to `compress`, `score` or `plan` with --stats. A run that was stopped goes on when the same command is
     given again.
     """
-    from moesaic.cli.console import Bar, note, quiet_libraries, set_threads
+    from moesaic.cli.console import note, set_threads
     from moesaic.options import CompressOptions
     from moesaic.pipeline import calibrate
-    from moesaic.stats import RARE_TOKENS
 
     options = CompressOptions(
         bits=2.5,  # any: nothing is allocated
@@ -68,10 +67,10 @@ def command(
         seed=seed,
     )
     names = [] if rules == "none" else rules.split(",")
-    quiet_libraries()
+    output.begin()
     set_threads(threads)
     try:
-        with Bar(quiet=quiet or json_) as bar:
+        with output.bar() as bar:
             stats = calibrate(
                 model,
                 out,
@@ -87,9 +86,13 @@ def command(
         raise typer.Exit(130) from None
     rare = {name: layer.rare() for name, layer in stats.layers.items() if layer.rare()}
     fingerprint = stats.fingerprint
-    if json_:
-        print(json.dumps({"out": str(out), **fingerprint, "bits": list(stats.bits), "rare_experts": rare}))
-    elif not quiet:
-        print(f"{out}: {fingerprint['sequences']} sequences of {fingerprint['sequence_length']} tokens")
-        for layer, experts in rare.items():
-            print(f"  rare experts  {layer}: {', '.join(map(str, experts))} (fewer than {RARE_TOKENS} tokens)")
+    summary = {"out": str(out), **fingerprint, "bits": list(stats.bits), "rare_experts": rare}
+    output.print(summary, None if output.quiet else lambda: _print(summary))
+
+
+def _print(summary: dict[str, Any]) -> None:
+    from moesaic.stats import RARE_TOKENS
+
+    print(f"{summary['out']}: {summary['sequences']} sequences of {summary['sequence_length']} tokens")
+    for layer, experts in summary["rare_experts"].items():
+        print(f"  rare experts  {layer}: {', '.join(map(str, experts))} (fewer than {RARE_TOKENS} tokens)")

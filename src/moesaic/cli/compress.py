@@ -2,103 +2,53 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from moesaic.cli import parameters as p
+from moesaic.cli.bundles import Output, takes
+from moesaic.cli.compress_flags import CompressFlags
 
 
+@takes(flags=CompressFlags, output=Output)
 def command(
     model: p.Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
-    bits: Annotated[
-        float | None, typer.Option(help="Average code bits of an expert's weight.", rich_help_panel="How many bits")
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Use this plan file instead of a rule.", rich_help_panel="How many bits")
-    ] = None,
-    allocator: p.AllocatorName = None,
-    levels: p.Levels = None,
-    other_bits: Annotated[
-        int,
-        typer.Option(
-            help="Width of the other linear layers (attention, shared experts, dense MLPs); 16 leaves them.",
-            rich_help_panel="How many bits",
-        ),
-    ] = 4,
-    rule: p.Rule = "router_norm+max_var",
-    initial: p.Initial = None,
-    zeta: p.Zeta = 3.0,
-    single_sweep: p.SingleSweep = False,
-    seed: p.Seed = 0,
-    quantizer: Annotated[
-        str,
-        typer.Option(
-            help="rtn (clipped), rtn-minmax, hqq or gptq (uses calibration text).", rich_help_panel="Rounding"
-        ),
-    ] = "rtn",
-    group_size: Annotated[
-        int, typer.Option(help="Columns that share a scale: 32, 64, 128.", rich_help_panel="Rounding")
-    ] = 64,
-    symmetric: Annotated[
+    flags: CompressFlags,
+    output: Output,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.", rich_help_panel="This run")],
+    dry_run: Annotated[
         bool,
-        typer.Option("--symmetric/--asymmetric", help="Grids without or with zero points.", rich_help_panel="Rounding"),
-    ] = True,
-    act_order: p.ActOrder = False,
-    calibration: p.CalibrationFiles = None,
-    sequences: p.Sequences = 128,
-    sequence_length: p.SequenceLength = 2048,
-    stats: p.Stats = None,
-    all_experts: p.AllExperts = False,
-    affinity: p.Affinity = False,
-    repair_routers: p.RepairRouters = False,
-    shard_size: Annotated[float, typer.Option(min=0.001, help="Largest file of tensors, in GB.")] = 5.0,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing: show the plan, and what the run will need, as `moesaic plan` does.",
+            rich_help_panel="This run",
+        ),
+    ] = False,
+    recipe: p.Recipe = None,
     overwrite: p.Overwrite = False,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
-    json_: p.Json = False,
-    quiet: p.Quiet = False,
 ) -> None:
     """Compress a Mixture-of-Experts checkpoint: every expert gets its own width.
 
     The output appears when it is complete. A run that was stopped goes on when the same command is given again.
     """
-    from moesaic.cli.console import Bar, note, quiet_libraries, set_threads
-    from moesaic.options import CompressOptions
+    from moesaic.cli.console import note, set_threads
+    from moesaic.json_files import read_json
     from moesaic.pipeline import compress
-    from moesaic.records import read_json
 
-    options = CompressOptions(
-        bits=bits,
-        rule=rule,
-        allocator=allocator,
-        levels=p.parse_levels(levels),
-        plan=plan,
-        quantizer=quantizer,
-        group_size=group_size,
-        symmetric=symmetric,
-        other_bits=other_bits,
-        initial=initial,
-        seed=seed,
-        zeta=zeta,
-        single_sweep=single_sweep,
-        shard_bytes=int(shard_size * 1e9),
-        calibration=p.parse_files(calibration),
-        sequences=sequences,
-        sequence_length=sequence_length,
-        stats=stats,
-        all_experts=all_experts,
-        affinity=affinity,
-        act_order=act_order,
-        repair_routers=repair_routers,
-    )
-    quiet_libraries()
+    options = flags.options()
+    output.begin()
     set_threads(threads)
+    if dry_run:
+        from moesaic.cli.plan import show_forecasts
+
+        show_forecasts(model, [options], output, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code)
+        return
     try:
-        with Bar(quiet=quiet or json_) as bar:
+        with output.bar() as bar:
             compress(model, out, options, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=bar)
     except KeyboardInterrupt:
         if out.with_name(out.name + ".partial").exists():
@@ -107,10 +57,7 @@ def command(
             note("interrupted; nothing was written")
         raise typer.Exit(130) from None
     summary = summarize(out, read_json(out / "moesaic.json"))
-    if json_:
-        print(json.dumps(summary))
-    elif not quiet:
-        _print(summary)
+    output.print(summary, None if output.quiet else lambda: _print(summary))
 
 
 def summarize(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:

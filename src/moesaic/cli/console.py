@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 
 class Bar:
@@ -69,6 +72,37 @@ def size_text(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def count_text(count: float) -> str:
+    """A number of things for people: `46.7 G`."""
+    for unit in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.0f}" if not unit else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} T"
+
+
+def duration_text(seconds: float) -> str:
+    """A time for people: `42 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def paper() -> Console:
+    """Where results are printed: standard output, as wide as the terminal, 100 columns elsewhere."""
+    console = Console(highlight=False)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=100)
+
+
+def table(*heads: str) -> Table:
+    """A plain table: the first column to the left, the others, which are figures, to the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold")
+    for place, head in enumerate(heads):
+        made.add_column(head, justify="right" if place else "left", no_wrap=place < 2)
+    return made
 
 
 def note(text: str, *, quiet: bool = False) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from moesaic.cli import parameters as p
+from moesaic.cli.bundles import Output, takes
 
 _TASKS = "Tasks"
 
 
+@takes(output=Output)
 def command(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A packed folder, or an ordinary checkpoint.")],
+    output: Output,
     text: Annotated[Path | None, typer.Option(help="Held-out text, UTF-8.")] = None,
     against: Annotated[
         str | None, typer.Option(help="The full-precision checkpoint to compare with: folder or hub id.")
@@ -50,19 +52,17 @@ def command(
     ] = None,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
-    json_: p.Json = False,
-    quiet: p.Quiet = False,
 ) -> None:
     """Measure a model: perplexity, divergence from full precision, routing, tasks, sizes, speed, memory."""
     from moesaic.checkpoint.locate import locate
-    from moesaic.cli.console import Bar, quiet_libraries, set_threads
+    from moesaic.cli.console import set_threads
     from moesaic.errors import UsageError
     from moesaic.evaluate.run import EvaluateOptions, evaluate, records
     from moesaic.records import write_json
 
     if save is not None and not save.parent.is_dir():  # said now, not after hours of measuring
         raise UsageError(f"--save {save}: no folder {save.parent}; make it first")
-    quiet_libraries()
+    output.begin()
     set_threads(threads)
     options = EvaluateOptions(
         window=window,
@@ -81,14 +81,11 @@ def command(
     if lm_eval_include is not None and not lm_eval_include.is_dir():
         raise UsageError(f"--lm-eval-include {lm_eval_include}: no such folder")
     reference = None if against is None else locate(against)
-    with Bar(quiet=quiet or json_) as bar:
+    with output.bar() as bar:
         found = evaluate(folder, text, reference=reference, options=options, progress=bar)
     if save is not None:
         write_json(save, {"format": "moesaic-records/1", "records": [record.to_json() for record in records(found)]})
-    if json_:
-        print(json.dumps(found))
-    else:
-        _print(found)
+    output.print(found, lambda: _print(found))
 
 
 def _names(option: str, text: str | None) -> tuple[str, ...]:

@@ -135,14 +135,52 @@ RepairRouters = Annotated[
         rich_help_panel="Calibration",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads.  [default: torch's choice]")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no notices.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads.  [default: torch's choice]", rich_help_panel="This run")
+]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Off by default.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model. Off by default.",
+        rich_help_panel="This run",
+    ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an earlier output, once the new one is complete.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace an earlier output, once the new one is complete.", rich_help_panel="This run"
+    ),
+]
+
+
+def _use_recipe(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Take the options that the command line does not give from a recipe."""
+    if path is None or ctx.resilient_parsing:
+        return path
+    from moesaic.recipe import read_recipe
+
+    known = {param.name: param for param in ctx.command.params if param.param_type_name == "option"}
+    left = {"recipe", "out", "help", "json_", "quiet", "verbose", "overwrite", "dry_run"}
+    found = read_recipe(path, [str(name) for name in known if name not in left])
+    for name, value in found.items():
+        if isinstance(value, list):
+            found[name] = ",".join(map(str, value))
+        elif name in _FILES and (path.parent / str(value)).exists():
+            found[name] = str(path.parent / str(value))
+    ctx.default_map = {**(ctx.default_map or {}), **found}
+    return path
+
+
+_FILES = ("plan", "initial")  # in a recipe, their paths are seen from its folder
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        help="Take options from this YAML file (`bits: 2.5`); those given here win.",
+        rich_help_panel="This run",
+        is_eager=True,  # before the others look for their values
+        callback=_use_recipe,
+    ),
 ]
 
 

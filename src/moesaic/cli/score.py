@@ -11,10 +11,13 @@ from typing import Annotated
 import typer
 
 from moesaic.cli import parameters as p
+from moesaic.cli.bundles import Output, takes
 
 
+@takes(output=Output)
 def command(
     model: p.Model,
+    output: Output,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Scores file to write.  [default: print]")] = None,
     rule: p.Rule = "router_norm+max_var",
     initial: p.Initial = None,
@@ -28,8 +31,6 @@ def command(
     sequence_length: p.SequenceLength = 2048,
     stats: p.Stats = None,
     trust_remote_code: p.TrustRemoteCode = False,
-    json_: p.Json = False,
-    quiet: p.Quiet = False,
 ) -> None:
     """Score every expert of a checkpoint (larger = deserves more bits), or work out what every width costs.
 
@@ -37,7 +38,7 @@ def command(
     """
     from moesaic.checkpoint.locate import locate
     from moesaic.checkpoint.reader import Checkpoint
-    from moesaic.cli.console import Bar, note, quiet_libraries, size_text
+    from moesaic.cli.console import size_text
     from moesaic.options import CompressOptions
     from moesaic.pipeline import measure, open_calibration, score
     from moesaic.records import write_json
@@ -57,15 +58,14 @@ def command(
         stats=stats,
     )
     options.make_rule()
-    quiet_libraries()
+    output.begin()
     checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
     start = time.perf_counter()
-    with TemporaryDirectory(prefix="moesaic-") as scratch, Bar(quiet=quiet or json_) as bar:
+    with TemporaryDirectory(prefix="moesaic-") as scratch, output.bar() as bar:
         opened = open_calibration(checkpoint, options, Path(scratch), trust_remote_code=trust_remote_code)
-        scores = score(checkpoint, options, measure(opened, options, progress=bar))
+        scores = score(checkpoint, options, measure(opened, options, progress=bar), progress=bar)
     seconds = time.perf_counter() - start
     if out is not None:
         write_json(out, scores.to_json())
-    if json_ or out is None:
-        print(json.dumps(scores.to_json()))
-    note(f"{rule}: {seconds:.3f} s, {size_text(checkpoint.bytes_read)} of tensors read", quiet=quiet or json_)
+    output.print(scores.to_json(), None if out else lambda: print(json.dumps(scores.to_json())))
+    output.note(f"{rule}: {seconds:.3f} s, {size_text(checkpoint.bytes_read)} of tensors read")

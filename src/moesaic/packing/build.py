@@ -196,6 +196,16 @@ class PackedBuild:
         self.checkpoint.digests = None
         job.finish(name, digests)
 
+    def make_expert(self, layer: MoeLayer, expert: int) -> list[Tensor]:
+        """One expert as `run` writes it: read, rounded and packed, a tensor an entry; for a measurement beforehand."""
+        weights = self.checkpoint.expert(layer, expert)
+        widths = self.plan.layers[layer.name]
+        return [self._entry_data(weights, entry, widths.entry(entry)[expert]) for entry in ENTRIES]
+
+    def make_linear(self, name: str) -> Tensor:
+        """The weight of that name of a packed linear layer as `run` writes it; for a measurement beforehand."""
+        return pack(self.quantizer(self.checkpoint.parameter(name), self.other_bits))
+
     def config(self) -> dict[str, Any]:
         """`config.json` of the packed model: the source's, with `quantization_config`."""
         experts = {

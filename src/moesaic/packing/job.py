@@ -23,9 +23,9 @@ from torch import Tensor
 
 from moesaic.checkpoint.writer import ShardFile, TensorSpec, shard_names, storage_error
 from moesaic.errors import JobMismatch, OutputExists, StorageFull
+from moesaic.packing import MANIFEST as MANIFEST
 from moesaic.records import write_json
 
-MANIFEST = "moesaic.json"
 INDEX = "model.safetensors.index.json"
 
 

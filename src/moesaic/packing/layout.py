@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import CorruptFile
+from moesaic.packing import FORMAT_VERSION as FORMAT_VERSION
 from moesaic.packing.bits import BLOCK_ROWS, pack_tiles, unpack_tiles
 from moesaic.records import PACKED_WIDTHS, STORED_WIDTH, QuantizedWeight
 
-FORMAT_VERSION = 1
 ALIGNMENT = 64
 CHUNK_CODES = 1 << 20  # codes packed at a time, so that what lies between stays in cache
 

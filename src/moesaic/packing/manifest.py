@@ -9,12 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from moesaic.checkpoint.shards import read_headers
+from moesaic.checkpoint.headers import read_all_entries
 from moesaic.errors import CorruptFile, NotACheckpoint
-from moesaic.packing.job import MANIFEST
-from moesaic.packing.layout import FORMAT_VERSION
+from moesaic.json_files import read_json
+from moesaic.packing import FORMAT_VERSION, MANIFEST
 from moesaic.progress import SILENT, Progress
-from moesaic.records import read_json
 
 _CHUNK = 8 << 20
 
@@ -109,5 +108,5 @@ def verify(folder: Path, progress: Progress = SILENT) -> dict[str, Any]:
             raise CorruptFile(
                 f"{path}: its SHA-256 is {found[:16]}…, the manifest says {wanted['sha256'][:16]}…; copy it again"
             )
-    read_headers(folder)
+    read_all_entries(folder)
     return manifest

@@ -1,0 +1,81 @@
+"""A bit plan to look at: a line a layer, a digit an expert, coloured where colours are shown."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.text import Text
+
+LARGEST = 16  # bits: kept as it was; F in the map, so that a column is one character
+_STYLES = {
+    1: "white on #440154",
+    2: "white on #3b528b",
+    3: "white on #21918c",
+    4: "black on #5ec962",
+    8: "black on #fde725",
+    16: "black on white",
+}
+_Layers = Mapping[str, Mapping[str, Sequence[int]]]
+
+
+def bit_map(layers: _Layers, *, width: int) -> Iterator[Text]:
+    """The lines of the map: a line a layer, two where an expert's entries differ, more where it is wide.
+
+    Args:
+        layers: layer -> entry (`gate_up`, `down`) -> bits of every expert.
+        width: columns of the terminal.
+    """
+    labels = _labels(list(layers))
+    margin = max(map(len, labels.values())) + 2
+    split = any(list(entries["gate_up"]) != list(entries["down"]) for entries in layers.values())
+    room = max(8, width - margin - 2 - (9 if split else 0))
+    for name, entries in layers.items():
+        label = labels[name]
+        for entry in ("gate_up", "down") if split else ("down",):
+            bits = list(entries[entry])
+            for start in range(0, len(bits), room):
+                line = Text("  " + label.ljust(margin))
+                if split:
+                    line.append((entry if start == 0 else "").ljust(9), style="dim")
+                for width_of in bits[start : start + room]:
+                    line.append(symbol(width_of), style=_STYLES.get(width_of, ""))
+                yield line
+                label = ""
+
+
+def legend(layers: _Layers) -> Text:
+    """How many experts have each width; an expert whose entries differ counts half for each."""
+    counts: Counter[int] = Counter()
+    for entries in layers.values():
+        counts.update(entries["gate_up"])
+        counts.update(entries["down"])
+    text = Text("  ")
+    for width in sorted(counts):
+        text.append(symbol(width), style=_STYLES.get(width, ""))
+        kept = " (kept as it was)" if width == LARGEST else ""
+        text.append(f" {width} bits{kept}: {counts[width] / 2:g} experts   ")
+    text.rstrip()
+    return text
+
+
+def symbol(width: int) -> str:
+    """One character for a width."""
+    return "F" if width == LARGEST else str(width)
+
+
+def _labels(names: list[str]) -> dict[str, str]:
+    """Short labels: what differs between the names. `model.layers.3.mlp.experts` -> `layer 3`"""
+    if len(names) < 2:
+        return {name: name for name in names}
+    start = len(os.path.commonprefix(names))
+    end = len(os.path.commonprefix([name[::-1] for name in names]))
+    cut = {name: name[start : len(name) - end] for name in names}
+    numbers = {
+        name: "".join(each for each in name[: len(name) - end] if each.isdigit() or each == ".") for name in names
+    }
+    plain = {name: numbers[name].rpartition(".")[2] for name in names}
+    if len(set(plain.values())) == len(names) and all(plain.values()):
+        return {name: f"layer {number}" for name, number in plain.items()}
+    return cut if all(cut.values()) else {name: name for name in names}
