@@ -9,7 +9,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from moesaic.allocate import Uniform
+from moesaic.allocate import needs_scores
+from moesaic.budgets import ByteBudget, stored_bpw
 from moesaic.checkpoint.companions import copy_companions
 from moesaic.checkpoint.locate import locate
 from moesaic.checkpoint.reader import Checkpoint
@@ -21,6 +22,7 @@ from moesaic.packing.build import PackedBuild
 from moesaic.packing.job import MANIFEST, PackingJob, check_target
 from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
+from moesaic.packing.sizes import folder_bytes, with_own_size
 from moesaic.progress import SILENT, Progress
 from moesaic.records import BitPlan, CostTable, ExpertStats, Scores, read_json, write_json
 
@@ -70,7 +72,8 @@ def compress(
         job.write_index()
         write_json(job.out / "config.json", build.config())
         copy_companions(source, job.out)
-        write_json(job.out / MANIFEST, _manifest(build, job, scores, options))
+        files = describe_files(job.out)
+        write_json(job.out / MANIFEST, _manifest(build, scores, options, files, content_sha256(job.digests)))
         job.publish()
     except OSError as error:
         job.abandon()
@@ -106,8 +109,11 @@ def make_plan(
         scores, plan = None, BitPlan.from_json(read_json(options.plan))
     else:
         allocator = options.make_allocator()  # before the rule reads weights: names are checked first
-        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options, stats)
-        plan = allocator(shapes, options.budget, scores)
+        scores = score(checkpoint, options, stats) if needs_scores(allocator) else None
+        if options.bits is not None:
+            plan = allocator(shapes, options.budget, scores)
+        else:
+            plan = ByteBudget(checkpoint, options, lambda build: _folder_bytes(build, scores, options)).plan(scores)
     plan.check(shapes)
     return scores, plan
 
@@ -140,29 +146,48 @@ def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -
     }
 
 
+def _folder_bytes(build: PackedBuild, scores: Scores | CostTable | None, options: CompressOptions) -> int:
+    """How large the folder is going to be."""
+    return folder_bytes(
+        build, options.shard_bytes, lambda files, content: _manifest(build, scores, options, files, content)
+    )
+
+
 def _manifest(
-    build: PackedBuild, job: PackingJob, scores: Scores | CostTable | None, options: CompressOptions
+    build: PackedBuild,
+    scores: Scores | CostTable | None,
+    options: CompressOptions,
+    files: dict[str, dict[str, Any]],
+    content: str,
 ) -> dict[str, Any]:
-    """`moesaic.json`; no times and no paths, so that the same command gives the same bytes."""
+    """`moesaic.json`; no times and no paths, so that the same command gives the same bytes.
+
+    Args:
+        build: of the model.
+        scores: or costs; None where there were none.
+        options: of the command.
+        files: all other files.
+        content: hash of what was read of the source.
+    """
     checkpoint = build.checkpoint
     shapes = [layer.shape for layer in checkpoint.layers]
-    weights = sum(shape.experts * shape.expert_weights for shape in shapes)
-    files = describe_files(job.out)
-    return {
+    code_bits, bpw = build.plan.reached_bits(shapes), stored_bpw(build)
+    manifest = {
         "format_version": FORMAT_VERSION,
         "versions": library_versions(),
         "source": {
             "name": checkpoint.name,
             "model_type": checkpoint.config.model_type,
-            "content_sha256": content_sha256(job.digests),
+            "content_sha256": content,
         },
         "options": options.recorded(),
-        "code_bits": build.plan.reached_bits(shapes),
-        "stored_bpw": 8 * build.expert_bytes() / weights,
+        "code_bits": code_bits,
+        "stored_bpw": bpw,
         "expert_bytes": build.expert_bytes(),
-        "expert_weights": weights,
+        "expert_weights": sum(shape.experts * shape.expert_weights for shape in shapes),
         "total_bytes": sum(file["bytes"] for file in files.values()),
-        "plan": build.plan.to_json(shapes),
+        "plan": {**build.plan.to_json(shapes), "reached": {"bits": code_bits, "bpw": bpw}},
         "scores": None if scores is None else scores.to_json(),
         "files": files,
     }
+    return with_own_size(manifest)

@@ -222,11 +222,14 @@ class BitPlan:
         method: who made it: rule and allocator, for people.
         requested_bits: the budget asked for (average code bits), None for a plan written by hand.
         layers: layer name -> bits of its experts.
+        requested: the budget asked for where it was another one: `{"bpw": …}`, stored bits per weight, or
+            `{"size": …}`, bytes of the whole folder. `requested_bits` is None then.
     """
 
     method: str
     requested_bits: float | None
     layers: Mapping[str, LayerBits]
+    requested: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, bits in self.layers.items():
@@ -282,11 +285,12 @@ class BitPlan:
                 layers[name] = {entry: " ".join(map(str, bits.entry(entry))) for entry in ENTRIES}
         reached = {"reached_bits": self.reached_bits(shapes)} if shapes else {}
         head = {"format": "moesaic-plan/1", "method": self.method, "requested_bits": self.requested_bits}
-        return {**head, **reached, "layers": layers}
+        requested = {"requested": dict(self.requested)} if self.requested else {}
+        return {**head, **requested, **reached, "layers": layers}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BitPlan:
-        """Read the file form (`reached_bits` is for people and is not read back).
+        """Read the file form (`reached_bits` and `reached` are for people and are not read back).
 
         Raises:
             InvalidPlan: not a plan file, or a width that is not a number.
@@ -298,7 +302,10 @@ class BitPlan:
         if requested is not None and not (number and math.isfinite(requested)):
             raise InvalidPlan(f'plan: "requested_bits" is {requested!r}; give a number or null')
         layers = {name: _layer_bits(name, value) for name, value in data["layers"].items()}
-        return cls(method=str(data.get("method", "by hand")), requested_bits=requested, layers=layers)
+        others = data.get("requested", {})
+        if not isinstance(others, dict) or not all(isinstance(each, int | float) for each in others.values()):
+            raise InvalidPlan(f'plan: "requested" is {others!r}; give an object of numbers such as {{"bpw": 2.5}}')
+        return cls(str(data.get("method", "by hand")), requested, layers, others)
 
 
 def _layer_bits(name: str, value: Any) -> LayerBits:
@@ -368,11 +375,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def json_text(data: Mapping[str, Any]) -> str:
+    """What `write_json` writes."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object, replacing the file only when it is complete."""
     draft = path.with_name(path.name + ".draft")
     try:
-        draft.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(json_text(data), encoding="utf-8")
         draft.replace(path)
     except OSError:
         draft.unlink(missing_ok=True)

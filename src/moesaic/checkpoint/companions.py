@@ -25,11 +25,18 @@ COMPANIONS = (
 )
 
 
+def companions(source: Path) -> list[Path]:
+    """The companion files of a checkpoint folder."""
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COMPANIONS)
+    ]
+
+
 def copy_companions(source: Path, target: Path) -> list[str]:
     """Copy the companion files of a checkpoint folder, links resolved. Returns their names."""
-    copied = []
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COMPANIONS):
-            shutil.copyfile(path, target / path.name)
-            copied.append(path.name)
-    return copied
+    copied = companions(source)
+    for path in copied:
+        shutil.copyfile(path, target / path.name)
+    return [path.name for path in copied]

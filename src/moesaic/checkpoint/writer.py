@@ -57,12 +57,37 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-class ShardFile:
-    """One safetensors file of known contents, filled in any order.
+def lay_out(specs: list[TensorSpec]) -> tuple[bytes, dict[str, tuple[int, TensorSpec]], int]:
+    """How a file of these tensors lies.
 
     uint8 tensors come first: packed blobs are multiples of 64 bytes long, so that all of them are aligned when the
     data section is.
+
+    Returns:
+        The header with its length before it, the offset of each tensor in the data section, and that section's size.
     """
+    ordered = sorted(specs, key=lambda spec: spec.dtype != torch.uint8)  # stable
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places: dict[str, tuple[int, TensorSpec]] = {}
+    offset = 0
+    for spec in ordered:
+        entry = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape)}
+        header[spec.name] = {**entry, "data_offsets": [offset, offset + spec.size]}
+        places[spec.name] = (offset, spec)
+        offset += spec.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, places, offset
+
+
+def file_bytes(specs: list[TensorSpec]) -> int:
+    """How long the file of these tensors is going to be."""
+    header, _, size = lay_out(specs)
+    return len(header) + size
+
+
+class ShardFile:
+    """One safetensors file of known contents, filled in any order; see `lay_out`."""
 
     def __init__(self, path: Path, specs: list[TensorSpec]) -> None:
         """Lay down the header and the size; an existing file of that size keeps its data.
@@ -71,25 +96,15 @@ class ShardFile:
             StorageFull: no room for the file.
         """
         self.path = path
-        ordered = sorted(specs, key=lambda spec: spec.dtype != torch.uint8)  # stable
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._places: dict[str, tuple[int, TensorSpec]] = {}
-        offset = 0
-        for spec in ordered:
-            entry = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape)}
-            header[spec.name] = {**entry, "data_offsets": [offset, offset + spec.size]}
-            self._places[spec.name] = (offset, spec)
-            offset += spec.size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        self._base = 8 + len(text)
+        header, self._places, size = lay_out(specs)
+        self._base = len(header)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self.fresh = os.fstat(self._file).st_size != self._base + offset
+            self.fresh = os.fstat(self._file).st_size != self._base + size
             if self.fresh:
                 os.ftruncate(self._file, 0)
-                _allocate(self._file, self._base + offset)
-            self._put(0, len(text).to_bytes(8, "little") + text)
+                _allocate(self._file, self._base + size)
+            self._put(0, header)
         except OSError as error:
             os.close(self._file)
             raise storage_error(error, path) from error

@@ -17,11 +17,26 @@ def command(
     bits: Annotated[
         float | None, typer.Option(help="Average code bits of an expert's weight.", rich_help_panel="How many bits")
     ] = None,
+    bpw: Annotated[
+        float | None,
+        typer.Option(
+            help="At most so many stored bits a weight of the experts, scales and padding included.",
+            rich_help_panel="How many bits",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="At most this size of the whole folder, everything included, such as 16GB or 15GiB.",
+            rich_help_panel="How many bits",
+        ),
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Use this plan file instead of a rule.", rich_help_panel="How many bits")
     ] = None,
     allocator: p.AllocatorName = None,
     levels: p.Levels = None,
+    per_matrix: p.PerMatrix = False,
     other_bits: Annotated[
         int,
         typer.Option(
@@ -62,9 +77,12 @@ def command(
 
     options = CompressOptions(
         bits=bits,
+        bpw=bpw,
+        size=p.parse_size(size),
         rule=rule,
         allocator=allocator,
         levels=p.parse_levels(levels),
+        per_matrix=per_matrix,
         plan=plan,
         quantizer=quantizer,
         group_size=group_size,
@@ -103,11 +121,13 @@ def summarize(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "method": manifest["plan"]["method"],
         "router_norm_form": details.get("router_norm_form"),
         "requested_bits": manifest["plan"]["requested_bits"],
+        "requested": manifest["plan"].get("requested", {}),
         "code_bits": manifest["code_bits"],
         "stored_bpw": manifest["stored_bpw"],
         "expert_bytes": manifest["expert_bytes"],
         "expert_weights": manifest["expert_weights"],
         "total_bytes": manifest["total_bytes"],
+        "folder_bytes": manifest["plan"]["reached"]["size"],
     }
 
 
@@ -119,6 +139,9 @@ def _print(summary: dict[str, Any]) -> None:
     if summary["router_norm_form"]:
         print(f"  router norm   {summary['router_norm_form']}")
     print(f"  code bits     {summary['code_bits']:.3f} a weight of the experts{asked}")
-    print(f"  stored        {summary['stored_bpw']:.3f} bits a weight, scales and padding included")
+    bpw, size = (summary["requested"].get(name) for name in ("bpw", "size"))
+    limit = "" if bpw is None else f" (asked for at most {bpw:g})"
+    print(f"  stored        {summary['stored_bpw']:.3f} bits a weight, scales and padding included{limit}")
     print(f"  experts       {size_text(summary['expert_bytes'])}")
-    print(f"  whole folder  {size_text(summary['total_bytes'])}")
+    limit = "" if size is None else f" (asked for at most {size_text(size)})"
+    print(f"  whole folder  {size_text(summary['folder_bytes'])}{limit}")
