@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Running, run_cli, start_cli
+from tests.processes import Running, call_cli, run_cli, start_cli
 
 LONG = ("--bits", 2.5, "--quantizer", "hqq")
 
@@ -210,3 +210,18 @@ def test_an_edited_plan(mixtral: Path, tmp_path: Path) -> None:
     assert run_cli("compress", mixtral, "-o", tmp_path / "out", "--plan", plan).code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["experts"]["model.layers.0.mlp.experts"]["down"] == "16 8 4 3 2 1 1 1"
+
+
+def test_a_size_is_kept_and_told(mixtral: Path, tmp_path: Path) -> None:
+    """`--size` bounds the folder, and the summary says what was asked for and what was reached."""
+    out = tmp_path / "out"
+    result = call_cli("compress", mixtral, "-o", out, "--size", "150kB")
+    assert result.code == 0
+    assert "(asked for at most 150.0 kB)" in result.out
+    found = json.loads(call_cli("compress", mixtral, "-o", tmp_path / "b", "--bpw", "4", "--json").out)
+    assert found["requested"] == {"bpw": 4.0}
+    assert found["stored_bpw"] <= 4
+    assert sum(path.stat().st_size for path in out.iterdir()) <= 150_000
+    assert call_cli("compress", mixtral, "-o", tmp_path / "c", "--size", "150").code == 2
+    assert call_cli("compress", mixtral, "-o", tmp_path / "c", "--size", "1kB").code == 2
+    assert not (tmp_path / "c").exists()

@@ -12,12 +12,12 @@ from moesaic.allocate import needs_costs
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
-from moesaic.pipeline import make_plan
+from moesaic.pipeline import folder_files, make_plan
 from moesaic.planning.fit import Fit, RunningCost, fit_table, needed
 from moesaic.planning.kv_cache import KvCache, kv_cache
 from moesaic.planning.machine import disk_free, memory
 from moesaic.planning.rehearsal import Rehearsal, rehearse
-from moesaic.planning.sizes import KindChange, by_kind, folder_files
+from moesaic.planning.sizes import KindChange, by_kind
 from moesaic.progress import SILENT, Progress
 from moesaic.records import BitPlan, CostTable
 
@@ -131,7 +131,7 @@ def forecast(
     found, plan = _plan(checkpoint, options, costs, progress)
     planning = time.perf_counter() - start
     build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=options.other_bits)
-    kinds, files = by_kind(build), folder_files(build, None if isinstance(found, CostTable) else found, options)
+    kinds, files = by_kind(build), folder_files(build, found, options)
     table = costs or (found if isinstance(found, CostTable) else None)
     figures = {**_sizes(build, kinds, files), "cost": _cost_figure(plan, table)}
     if wishes.measure:
