@@ -9,8 +9,8 @@ import pytest
 
 from moesaic import Checkpoint, CompressOptions, compress
 from moesaic.packing.build import PackedBuild
-from moesaic.packing.sizes import folder_bytes, text_bytes, with_own_size
-from moesaic.pipeline import _manifest, make_plan
+from moesaic.packing.sizes import text_bytes, with_own_size
+from moesaic.pipeline import folder_files, make_plan
 from moesaic.records import json_text
 
 
@@ -25,11 +25,9 @@ def test_to_the_byte(
     checkpoint = Checkpoint.open(tiny_checkpoint(family))
     scores, plan = make_plan(checkpoint, options)
     build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=4)
-    foretold = folder_bytes(
-        build, shard_bytes, lambda files, content: _manifest(build, scores, options, files, content)
-    )
+    foretold = folder_files(build, scores, options)
     out = compress(tiny_checkpoint(family), tmp_path / "out", options)
-    assert foretold == sum(path.stat().st_size for path in out.iterdir())
+    assert foretold == {path.name: path.stat().st_size for path in out.iterdir()}
 
 
 @pytest.mark.parametrize("others", [0, 1, *range(820, 940), 9_800, 10**6 - 100])
