@@ -1,8 +1,8 @@
 """Options in a file: a YAML mapping from the names of options to values.
 
-    bits: 2.5
-    rule: max_var
-    group_size: 128
+bits: 2.5
+rule: max_var
+group_size: 128
 """
 
 from __future__ import annotations

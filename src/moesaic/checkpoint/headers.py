@@ -101,9 +101,7 @@ def read_all_entries(folder: Path) -> dict[Path, dict[str, Entry]]:
     holder = {name: path for path, entries in files.items() for name in entries}
     for name, file in weight_map.items():
         if holder.get(name) is not path_of[file]:
-            raise CorruptFile(
-                f"{folder / INDEX}: places {name} in {file}, which does not hold it; download both again"
-            )
+            raise CorruptFile(f"{folder / INDEX}: places {name} in {file}, which does not hold it; download both again")
     return files
 
 

@@ -163,7 +163,9 @@ class Overview:
         }
 
 
-def _sizes(entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]], blocks: list[Block]) -> tuple[KindSize, ...]:
+def _sizes(
+    entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]], blocks: list[Block]
+) -> tuple[KindSize, ...]:
     kinds = kinds_of(shapes, blocks)
     stacks = stacks_of(blocks)
     held: dict[str, list[str]] = {}

@@ -61,6 +61,7 @@ def _shapes_of_model(model: str, *, trust_remote_code: bool) -> list[LayerShape]
     """The MoE layers of a checkpoint."""
     from moesaic.checkpoint.locate import locate
     from moesaic.checkpoint.reader import Checkpoint
+
     checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
     return [layer.shape for layer in checkpoint.layers]
 

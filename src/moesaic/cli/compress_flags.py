@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompressFlags:
-    """One field an option; names and defaults are those of `CompressOptions`, but for `shard_size` in GB."""
+    """One field an option; names and defaults are those of `CompressOptions`, but for `shard_size` in GB.
+
+    `recipe` is a file that they may come from.
+    """
 
     bits: Annotated[
         float | None, typer.Option(help="Average code bits of an expert's weight.", rich_help_panel="How many bits")
@@ -39,9 +42,9 @@ class CompressFlags:
     zeta: p.Zeta = 3.0
     single_sweep: p.SingleSweep = False
     seed: p.Seed = 0
-    quantizer: Annotated[
-        str, typer.Option(help="rtn (clipped), rtn-minmax or hqq.", rich_help_panel="Rounding")
-    ] = "rtn"
+    quantizer: Annotated[str, typer.Option(help="rtn (clipped), rtn-minmax or hqq.", rich_help_panel="Rounding")] = (
+        "rtn"
+    )
     group_size: Annotated[
         int, typer.Option(help="Columns that share a scale: 32, 64, 128.", rich_help_panel="Rounding")
     ] = 64
@@ -52,6 +55,7 @@ class CompressFlags:
     shard_size: Annotated[
         float, typer.Option(min=0.001, help="Largest file of tensors, in GB.", rich_help_panel="This run")
     ] = 5.0
+    recipe: p.Recipe = None
 
     def options(self, **instead: Any) -> CompressOptions:
         """What they ask for.
@@ -65,6 +69,7 @@ class CompressFlags:
         from moesaic.options import CompressOptions
 
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["recipe"]  # its values are in the others
         values["levels"] = p.parse_levels(values["levels"])
         values["shard_bytes"] = int(values.pop("shard_size") * 1e9)
         return CompressOptions(**{**values, **instead})

@@ -117,7 +117,7 @@ def forecast(
     """Foresee what `compress` with these options gives and needs.
 
     Args:
-        checkpoint: the source. Scores are worked out as in `compress`; beside that only samples of its weights are read.
+        checkpoint: the source. Scores are worked out as in `compress`; else only samples of its weights are read.
         options: of the run.
         wishes: what to forecast beside.
         costs: what experts cost at each width: for the allocators that need it, and to predict the plan's cost.
@@ -235,8 +235,10 @@ def _cost_figure(plan: BitPlan, table: CostTable | None) -> Figure:
     if table is None:
         return Figure(None, "", "not known: no costs were given (--costs)")
     value = plan_cost(plan, table)
-    source = f"costs of {table.rule}, summed over experts at their widths" if value is not None else (
-        "not known: the costs are raw errors, or lack a width of the plan, or it splits an expert"
+    source = (
+        f"costs of {table.rule}, summed over experts at their widths"
+        if value is not None
+        else ("not known: the costs are raw errors, or lack a width of the plan, or it splits an expert")
     )
     return Figure(value, "", source)
 

@@ -1,6 +1,6 @@
 """A short measurement before a long run: the work of `compress` on a few samples, in this process.
 
-The largest expert, one expert of every width, the largest other linear layer and the largest tensor that is converted are
+The largest expert, one expert of every width, the largest other linear layer and the largest tensor that is kept are
 read, rounded and packed as they will be, and thrown away. What that takes in memory is what the run takes at its
 peak; what it takes in time is scaled to the whole model by weights.
 """
@@ -144,7 +144,7 @@ def _read_rate(checkpoint: Checkpoint) -> float:
     """Bytes a second from the disk: tensors from all over the checkpoint, put out of the system's cache before."""
     stored = sorted(checkpoint.stored.values(), key=lambda each: each.start - each.stop)  # the largest first
     read, spent = 0, 0.0
-    for each in stored[: 64]:
+    for each in stored[:64]:
         length = min(each.stop - each.start, _PROBE_BYTES - read)
         with each.path.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
