@@ -26,7 +26,6 @@ def command(
             rich_help_panel="This run",
         ),
     ] = False,
-    recipe: p.Recipe = None,
     overwrite: p.Overwrite = False,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompressFlags:
-    """One field an option; names and defaults are those of `CompressOptions`, but for `shard_size` in GB."""
+    """One field an option; names and defaults are those of `CompressOptions`, but for `shard_size` in GB.
+
+    `recipe` is a file that they may come from.
+    """
 
     bits: Annotated[
         float | None, typer.Option(help="Average code bits of an expert's weight.", rich_help_panel="How many bits")
@@ -78,6 +81,7 @@ class CompressFlags:
     shard_size: Annotated[
         float, typer.Option(min=0.001, help="Largest file of tensors, in GB.", rich_help_panel="This run")
     ] = 5.0
+    recipe: p.Recipe = None
 
     def options(self, **instead: Any) -> CompressOptions:
         """What they ask for.
@@ -91,6 +95,7 @@ class CompressFlags:
         from moesaic.options import CompressOptions
 
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["recipe"]  # its values are in the others
         values["size"] = p.parse_size(values["size"])
         values["levels"] = p.parse_levels(values["levels"])
         values["calibration"] = p.parse_files(values["calibration"])

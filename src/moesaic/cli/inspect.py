@@ -111,10 +111,8 @@ def _blocks(found: Overview) -> list[str]:
 
     lines = []
     for (experts, weights), run in groupby(found.blocks, key=lambda block: (block.experts, block.expert_weights)):
-        blocks = list(run)
-        lines.append(
-            f"experts          {experts} of {count_text(weights)} weights in {_span([b.name for b in blocks])}"
-        )
+        names = [block.name for block in run]
+        lines.append(f"experts          {experts} of {count_text(weights)} weights in {_span(names)}")
     return lines
 
 
@@ -152,12 +150,9 @@ def _show_packed(folder: Path, output: Output) -> None:
         name: {entry: [int(width) for width in text.split()] for entry, text in entries.items()}
         for name, entries in experts.items()
     }
-    left = ("files", "scores", "plan")
-    found = {"folder": str(folder), "packed": True, **{key: manifest[key] for key in manifest if key not in left}}
-    output.print(
-        {**found, "plan": manifest.get("plan"), "files": len(manifest["files"])},
-        lambda: _print(folder, manifest, layers),
-    )
+    found = {key: value for key, value in manifest.items() if key != "scores"}
+    found |= {"folder": str(folder), "packed": True, "files": len(manifest["files"])}
+    output.print(found, lambda: _print(folder, manifest, layers))
 
 
 def _print(folder: Path, manifest: Mapping[str, Any], layers: Mapping[str, Mapping[str, list[int]]]) -> None:

@@ -182,7 +182,7 @@ def _use_recipe(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-_FILES = ("plan", "initial")  # in a recipe, their paths are seen from its folder
+_FILES = ("plan", "initial", "stats")  # in a recipe, their paths are seen from its folder
 Recipe = Annotated[
     Path | None,
     typer.Option(

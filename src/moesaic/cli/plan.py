@@ -73,7 +73,6 @@ def command(
     measure: Annotated[
         bool, typer.Option(help="Make samples to predict time and memory.", rich_help_panel="This run")
     ] = True,
-    recipe: p.Recipe = None,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
 ) -> None:
@@ -275,9 +274,9 @@ def _print_running(console: Any, found: list[Forecast]) -> None:
     for each in found:
         run = each.running
         if run is not None:
+            price = f"{run.price:g} an hour for {run.accelerator_gb:g} GB"
+            saved = run.before_hour - run.after_hour
             console.print(
-                f"\nRunning cost ({_asked(each)}) at {run.price:g} an hour for {run.accelerator_gb:g} GB (--gpu-hour): "
-                f"before {run.before} x {run.price:g} = {run.before_hour:g} an hour, after {run.after} x {run.price:g} = "
-                f"{run.after_hour:g}; {run.before_hour - run.after_hour:g} saved.",
-                highlight=False,
+                f"\nRunning cost ({_asked(each)}) at {price}: before {run.before} x {run.price:g} = "
+                f"{run.before_hour:g} an hour, after {run.after} x {run.price:g} = {run.after_hour:g}; {saved:g} saved."
             )

@@ -117,7 +117,7 @@ def forecast(
     """Foresee what `compress` with these options gives and needs.
 
     Args:
-        checkpoint: the source. Scores are worked out as in `compress`; beside that only samples of its weights are read.
+        checkpoint: the source. Scores are worked out as in `compress`; else only samples of its weights are read.
         options: of the run.
         wishes: what to forecast beside.
         costs: what experts cost at each width: for the allocators that need it, and to predict the plan's cost.

@@ -1,6 +1,6 @@
 """A short measurement before a long run: the work of `compress` on a few samples, in this process.
 
-The largest expert, one expert of every width, the largest other linear layer and the largest tensor that is converted are
+The largest expert, one expert of every width, the largest other linear layer and the largest tensor that is kept are
 read, rounded and packed as they will be, and thrown away. What that takes in memory is what the run takes at its
 peak; what it takes in time is scaled to the whole model by weights.
 """
