@@ -36,6 +36,7 @@ from moesaic.recipe import RECIPE, recipe_text
 from moesaic.records import BitPlan, CostTable, ExpertStats, Scores, read_json, write_json
 from moesaic.registry import look_up
 from moesaic.scores import COSTS, needs_stats
+from moesaic.scores.observed import Noted, observe
 
 STATS_FILE = "calibration_stats.safetensors"
 
@@ -82,6 +83,7 @@ def compress(
     calibration = open_calibration(checkpoint, options, work, trust_remote_code=trust_remote_code)
     stats = measure(calibration, options, work, overwrite=overwrite, progress=progress)
     scores, plan = make_plan(checkpoint, options, stats, progress=progress)
+    noted = note_experts(checkpoint, options, scores, progress=progress)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
     shards = split_into_shards([specs for _, specs in build.units()], options.shard_bytes)
     identity = _identity(checkpoint, plan, options)
@@ -104,7 +106,8 @@ def compress(
         (job.out / RECIPE).write_text(recipe_text(options.recipe()), encoding="utf-8")
         found = None if calibration is None else _calibration_record(calibration, stats, guide)
         files, content = describe_files(job.out), content_sha256(job.digests)
-        write_json(job.out / MANIFEST, manifest(build, files, content, scores, options, calibration=found))
+        said = manifest(build, files, content, scores, options, calibration=found)
+        write_json(job.out / MANIFEST, {**said, "observed": noted})
         job.publish()
     except OSError as error:
         job.abandon()
@@ -278,13 +281,27 @@ def score(
         UsageError: the rule needs statistics.
     """
     rule = options.make_rule()
+    progress.start("score", sum(layer.experts for layer in checkpoint.layers))
+    return rule(_weights(checkpoint, options, stats, progress))
+
+
+def note_experts(
+    checkpoint: Checkpoint, options: CompressOptions, scores: Scores | CostTable | None, *, progress: Progress = SILENT
+) -> Noted:
+    """Router norms and MaxVar of every expert, for reports; see `scores.observed`."""
+    progress.start("note", sum(layer.experts for layer in checkpoint.layers))
+    return observe(_weights(checkpoint, options, None, progress), None if scores is None else scores.to_json())
+
+
+def _weights(
+    checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None, progress: Progress
+) -> CheckpointWeights:
     initial = None
     if options.initial is not None:
         if not options.initial.exists():
             raise NotACheckpoint(f"--initial {options.initial}: no such file or folder")
         initial = InitialRouters.open(options.initial)
-    progress.start("score", sum(layer.experts for layer in checkpoint.layers))
-    return rule(CheckpointWeights(checkpoint, initial, stats, progress=progress))
+    return CheckpointWeights(checkpoint, initial, stats, progress=progress)
 
 
 def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moesaic.checkpoint.writer import ShardFile, TensorSpec, shard_names, storage_error
 from moesaic.errors import JobMismatch, OutputExists, StorageFull
-from moesaic.packing import MANIFEST as MANIFEST
+from moesaic.packing import MANIFEST as MANIFEST  # noqa: PLC0414
 from moesaic.records import write_json
 
 INDEX = "model.safetensors.index.json"

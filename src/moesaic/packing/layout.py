@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import CorruptFile
-from moesaic.packing import FORMAT_VERSION as FORMAT_VERSION
+from moesaic.packing import FORMAT_VERSION as FORMAT_VERSION  # noqa: PLC0414
 from moesaic.packing.bits import BLOCK_ROWS, pack_tiles, unpack_tiles
 from moesaic.records import PACKED_WIDTHS, STORED_WIDTH, QuantizedWeight
 

@@ -32,7 +32,7 @@ def agreement(material: Material, numbers: Mapping[str, int], command: str) -> F
         name="routing-agreement",
         title=title,
         drawing=_drawing(found, layers, numbers),
-        caption="Share of tokens for which the router picks the same set of experts as in full precision. Higher is better.",
+        caption="Share of tokens whose set of experts is the same as in full precision. Higher is better.",
         legend=tuple((f"r{place_class(numbers[label])}", f"{numbers[label]} {label}") for label in found),
         head=("layer", *found),
         rows=tuple((layer, *(_cell(each.get(layer)) for each in found.values())) for layer in layers),

@@ -9,7 +9,7 @@ from moesaic.report.numbers import log_ticks, number_text, ticks
 from moesaic.report.svg import Element, node
 
 WIDTH, HEIGHT = 400.0, 300.0  # of a figure, pixels
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 16.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 16.0, 16.0, 46.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
-        low, high, at = (math.log(x) for x in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, at = (
+            (math.log(x) for x in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        )
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
@@ -78,5 +80,5 @@ def frame(x: Scale, y: Scale, x_title: str, y_title: str) -> list[Element]:
         made.append(node("text", number_text(tick), class_="faint", x=at, y=HEIGHT - BOTTOM + 18, text_anchor="middle"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     made.append(node("text", x_title, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, text_anchor="middle"))
-    made.append(node("text", y_title, x=13.0, y=middle, text_anchor="middle", transform=f"rotate(-90 13 {middle:g})"))
+    made.append(node("text", y_title, x=12.0, y=middle, text_anchor="middle", transform=f"rotate(-90 12 {middle:g})"))
     return made

@@ -57,7 +57,7 @@ def _text(measured: Measurement) -> str:
 
 def _drawing(found: Compared, numbers: Mapping[str, int], title: str) -> Element:
     largest = max(each.value for each in found.values.values()) or 1.0
-    room = 400 - _LABEL - 96
+    room = 400 - _LABEL - 112
     parts = []
     for row, (label, each) in enumerate(found.values.items()):
         top, long = row * _ROW + 4, max(1.0, each.value / largest * room)
@@ -65,7 +65,15 @@ def _drawing(found: Compared, numbers: Mapping[str, int], title: str) -> Element
         shown = shown if len(shown) <= 17 else shown[:16] + "…"
         parts += [
             node("text", shown, x=_LABEL - 8, y=top + 15, text_anchor="end"),
-            node("rect", class_=f"length r{place_class(numbers[label])}", x=_LABEL, y=top, width=long, height=_ROW - 8, rx=3),
+            node(
+                "rect",
+                class_=f"length r{place_class(numbers[label])}",
+                x=_LABEL,
+                y=top,
+                width=long,
+                height=_ROW - 8,
+                rx=3,
+            ),
             node("text", _text(each), class_="title", x=_LABEL + long + 7, y=top + 15),
         ]
     label = f"{title}: " + "; ".join(f"{name} {_text(each)}" for name, each in found.values.items())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from moesaic.costs import COSTS_FORMAT, CostTable
 from moesaic.records import Scores
 from moesaic.report.numbers import rounded
 from moesaic.report.sources import Material, Run, Statistics
@@ -82,21 +83,26 @@ def _candidates(run: Run, material: Material) -> Iterator[ExpertValues]:
         return
     yield from _bits(run)
     yield from _observed(run.manifest.get("observed") or {})
-    own = run.manifest.get("scores")
-    for scores in [*([Scores.from_json(own)] if own else []), *material.scores]:
+    own = run.manifest.get("scores") or {}
+    is_costs = own.get("format") == COSTS_FORMAT
+    for scores in [*([Scores.from_json(own)] if own and not is_costs else []), *material.scores]:
         yield from _scores(scores)
     for statistics in material.statistics:
         yield from _statistics(statistics)
-    for costs in material.costs:
-        for place, width in enumerate(costs.bits):
-            yield _table(
-                f"cost:{costs.rule}:{width}",
-                f"Cost at {width} {_bits_word(width)}",
-                "",
-                COSTS,
-                f"What the expert loses at this width ({costs.rule}); smaller is better.",
-                {name: [row[place] for row in rows] for name, rows in costs.layers.items()},
-            )
+    for costs in [*([CostTable.from_json(own)] if is_costs else []), *material.costs]:
+        yield from _costs(costs)
+
+
+def _costs(costs: CostTable) -> Iterator[ExpertValues]:
+    for place, width in enumerate(costs.bits):
+        yield _table(
+            f"cost:{costs.rule}:{width}",
+            f"Cost at {width} {_bits_word(width)}",
+            "",
+            COSTS,
+            f"What the expert loses at this width ({costs.rule}); smaller is better.",
+            {name: [row[place] for row in rows] for name, rows in costs.layers.items()},
+        )
 
 
 def _bits(run: Run) -> Iterator[ExpertValues]:
@@ -188,7 +194,9 @@ def _each(statistics: Statistics, role: str, function: Any) -> dict[str, Any]:
     }
 
 
-def _table(key: str, name: str, unit: str, group: str, about: str, layers: Mapping[str, Any]) -> ExpertValues:
+def _table(  # noqa: PLR0917  # the fields in their order
+    key: str, name: str, unit: str, group: str, about: str, layers: Mapping[str, Any]
+) -> ExpertValues:
     rows = {layer: tuple(rounded(float(value)) for value in row) for layer, row in layers.items()}
     return ExpertValues(key, name, unit, group, about, rows)
 

@@ -16,6 +16,7 @@ _MAP_WIDTH, _MAP_HEIGHT = 620, 460  # what the cells should fill, pixels
 _LARGEST, _SMALLEST = 44, 6  # side of a cell
 _TEXT_FROM = 18  # side of a cell that a digit fits into
 _TOP, _GAP = 40, 1
+_FEW = 460  # a narrower map is shown larger than drawn
 
 
 def heat_map(table: ExpertValues, label: str) -> Element:
@@ -27,7 +28,7 @@ def heat_map(table: ExpertValues, label: str) -> Element:
     """
     names = short_names(list(table.layers))
     wide, high = cell_size(table)
-    left = 26 + 7 * max(map(len, names))
+    left = max(44, 20 + 7 * max(map(len, names)))
     columns, rows = max(map(len, table.layers.values())), len(names)
     size = (left + columns * wide + 4, _TOP + rows * high + 4)
     cells = node("g", *_paths(table, left, wide, high), class_="cells")
@@ -36,7 +37,8 @@ def heat_map(table: ExpertValues, label: str) -> Element:
         parts.append(_digits(table, left, wide, high))
     parts.append(node("rect", class_="cursor", x=left, y=_TOP, width=wide - _GAP, height=high - _GAP, rx=2))
     geometry = {"data_left": left, "data_top": _TOP, "data_wide": wide, "data_high": high}
-    return drawing(*size, *parts, label=label, class_="map", **geometry)
+    few = " few" if size[0] < _FEW else ""
+    return drawing(*size, *parts, label=label, class_=f"map{few}", **geometry)
 
 
 def cell_size(table: ExpertValues) -> tuple[int, int]:
@@ -61,7 +63,9 @@ def legend(table: ExpertValues) -> tuple[tuple[str, str], ...]:
     found = [name for row in classes(table) for name in row]
     if table.are_widths:
         widths = sorted({int(value) for value in table.all()})
-        return tuple((f"w{width}", f"{width} {'bit' if width == 1 else 'bits'}: {_count(found, width)}") for width in widths)
+        return tuple(
+            (f"w{width}", f"{width} {'bit' if width == 1 else 'bits'}: {_count(found, width)}") for width in widths
+        )
     values = table.all()
     borders = [min(values), *table.edges(), max(values)]
     return tuple(
@@ -107,7 +111,7 @@ def _stride(count: int, side: int, *, room: int) -> int:
 
 def _digits(table: ExpertValues, left: int, wide: int, high: int) -> Element:
     made = [
-        node("text", f"{value:g}", class_="cell", text_anchor="middle",
+        node("text", f"{value:g}", class_=f"cell on{value:g}", text_anchor="middle",
              x=left + column * wide + (wide - _GAP) / 2, y=_TOP + row * high + (high - _GAP) / 2 + 4)
         for row, values in enumerate(table.layers.values())
         for column, value in enumerate(values)

@@ -15,11 +15,11 @@ def size_text(size: float) -> str:
 
 
 def number_text(value: float, digits: int = 4) -> str:
-    """A number with that many significant digits, no exponent between 0.001 and a million: `12,350`, `0.0312`, `3.1e-05`."""
+    """A number with that many significant digits; an exponent only below 0.0001 and from a million: `12,350`."""
     if value == 0:
         return "0"
-    if not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.{digits - 1}g}"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

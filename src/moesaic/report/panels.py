@@ -1,4 +1,4 @@
-"""What the page shows of one run: summary cards, the map of its experts, scatter plots, rare experts, how it was made."""
+"""What the page shows of one run: summary, map of the experts, scatter plots, rare experts, how it was made."""
 
 from __future__ import annotations
 
@@ -101,7 +101,11 @@ def _cards(run: Run) -> list[Card]:
     size = folder_bytes(run)
     cards = [
         Card("Code bits", number_text(made.get("code_bits", 0)), f"asked for {asked:g}" if asked else "a plan by hand"),
-        Card("Stored bits", number_text(made.get("stored_bpw", 0)), "a weight of the experts, scales and padding included"),
+        Card(
+            "Stored bits",
+            number_text(made.get("stored_bpw", 0)),
+            "a weight of the experts, scales and padding included",
+        ),
         Card("Experts", size_text(held), smaller),
         Card("Whole folder", "–" if size is None else size_text(size), "all files"),
     ]
@@ -195,9 +199,10 @@ def _scatter(run: Run, x: ExpertValues, y: ExpertValues, bits: ExpertValues, tit
 
 def _medians(x: ExpertValues, y: ExpertValues, bits: ExpertValues) -> tuple[tuple[str, ...], ...]:
     rows = []
-    for width in sorted(set(bits.all())):
-        chosen = [place for place, value in enumerate(bits.all()) if value == width]
-        medians = [number_text(_median([table.all()[place] for place in chosen])) for table in (x, y)]
+    triples = list(zip(bits.all(), x.all(), y.all(), strict=True))
+    for width in sorted({each[0] for each in triples}):
+        chosen = [each for each in triples if each[0] == width]
+        medians = [number_text(_median([each[axis] for each in chosen])) for axis in (1, 2)]
         rows.append((f"{width:g}", str(len(chosen)), *medians))
     return tuple(rows)
 
@@ -218,9 +223,15 @@ def _rare(run: Run, material: Material, bits: ExpertValues) -> tuple[str, ...] |
         numbers = counts.arrays[layer]["count"]
         rare = [place for place, count in enumerate(numbers) if count < RARE_TOKENS]
         if rare:
-            named = (f"{place} ({int(numbers[place])} tokens, {bits.layers[layer][place]:g} bits)" for place in rare)
+            named = (
+                f"{place} ({int(numbers[place])} tokens, {_bits_text(bits.layers[layer][place])})" for place in rare
+            )
             said.append(f"Layer {name}: {', '.join(named)}")
     return tuple(said)
+
+
+def _bits_text(width: float) -> str:
+    return "1 bit" if width == 1 else f"{width:g} bits"
 
 
 def _fits(statistics: Statistics, run: Run) -> bool:
@@ -246,4 +257,5 @@ def _plain(value: Any) -> str:
 
 def slug(text: str) -> str:
     """Text as a part of a file's name: letters, digits, dots and hyphens."""
-    return "".join(each if each.isalnum() and each.isascii() or each == "." else "-" for each in text).strip("-.") or "run"
+    kept = "".join(each if (each.isalnum() and each.isascii()) or each == "." else "-" for each in text)
+    return kept.strip("-.") or "run"

@@ -14,20 +14,20 @@ NAMESPACE = "http://www.w3.org/2000/svg"
 
 WIDTH_COLOURS = {1: "#d4572a", 2: "#d9a03a", 3: "#35a08f", 4: "#2779b5", 8: "#4a4fae", 16: "#2b2352"}
 STEP_COLOURS = ("#e4eff0", "#bfdcdd", "#93c4c8", "#63a7b0", "#3a8896", "#1d6778", "#0a4555")
-RUN_COLOURS = ("#1f6f8b", "#c8553d", "#5b7f2f", "#7a4fa3", "#b07c10", "#b23a75", "#3f5bb5", "#5f6a72")
+RUN_COLOURS = ("#1f6f8b", "#c8553d", "#5b7f2f", "#7a4fa3", "#a06f08", "#b23a75", "#3f5bb5", "#5f6a72")
 _FILE_STYLE = """
 text { font: 12px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #33393d; }
-.title { font-weight: 600; } .faint { fill: #6a7378; } .cell { fill: #fff; font-size: 11px; }
+.title { font-weight: 600; } .faint { fill: #6a7378; } .cell { fill: #fff; font-size: 11px; } .on2 { fill: #1f2629; }
 .grid { stroke: #dfe3e5; } .axis { stroke: #8a9499; } .plate { fill: #fff; }
 .line { fill: none; stroke-width: 2; } .dots { fill: none; stroke-width: 7; stroke-linecap: round; }
 .whisker { stroke-width: 1.5; fill: none; } .reference { stroke: #33393d; stroke-dasharray: 5 4; fill: none; }
 .mark { stroke: #fff; stroke-width: 1.5; } .mark-text { fill: #fff; font-size: 10px; font-weight: 600; }
-.cursor, .ring { display: none; }
+.halo { paint-order: stroke; stroke: #fff; stroke-width: 4; } .cursor, .ring { display: none; }
 """
 
 
 def node(tag: str, *children: Element | str, **attributes: object) -> Element:
-    """An element. `class_` and `font_size` become `class` and `font-size`; numbers are written with at most 2 places."""
+    """An element. `class_` and `font_size` become `class` and `font-size`; numbers get at most 2 places."""
     named = {key.rstrip("_").replace("_", "-"): _written(value) for key, value in attributes.items()}
     made = ElementTree.Element(tag, named)
     for child in children:
@@ -52,7 +52,7 @@ def drawing(width: float, height: float, *children: Element, label: str, **attri
 
 def markup(element: Element) -> Markup:
     """The element as part of an HTML page."""
-    return Markup(ElementTree.tostring(element, encoding="unicode"))  # noqa: S704  # ElementTree escapes
+    return Markup(ElementTree.tostring(element, encoding="unicode"))  # ElementTree escapes
 
 
 def file_text(element: Element, title: str) -> str:
@@ -75,6 +75,7 @@ def _colour_rules() -> list[str]:
     named |= {f"s{step}": colour for step, colour in enumerate(STEP_COLOURS)}
     named |= {f"r{place}": colour for place, colour in enumerate(RUN_COLOURS)}
     return [
-        f".{name} {{ fill: {colour}; }} .{name}.line, .{name}.dots, .{name}.whisker {{ fill: none; stroke: {colour}; }}\n"
+        f".{name} {{ fill: {colour}; }} "
+        f".{name}.line, .{name}.dots, .{name}.whisker {{ fill: none; stroke: {colour}; }}\n"
         for name, colour in named.items()
     ]

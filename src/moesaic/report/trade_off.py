@@ -50,7 +50,9 @@ def trade_off(material: Material, name: str, numbers: Mapping[str, int], command
         caption=caption,
         legend=tuple((f"r{place_class(numbers[run.label])}", f"{numbers[run.label]} {run.label}") for run in shown),
         head=("run", "folder", title + (f", {unit}" if unit else "")),
-        rows=tuple((run.label, size_text(folder_bytes(run) or 0), value_text(found.values[run.label])) for run in shown),
+        rows=tuple(
+            (run.label, size_text(folder_bytes(run) or 0), value_text(found.values[run.label])) for run in shown
+        ),
     )
 
 
@@ -70,7 +72,7 @@ def _drawing(
     unit, factor = ("GB", 1e-3) if max(sizes) >= 1000 else ("MB", 1.0)
     x = across([size * factor for size in sizes])
     points = {run.label: (x(size * factor), run) for run, size in zip(runs, sizes, strict=True)}
-    parts = frame(x, y, f"size of the folder ({unit})", y_title + (" (log scale)" if y.log else ""))
+    parts = frame(x, y, f"size of the folder ({unit})", _titled(y_title, log=y.log))
     if reference is not None:
         parts += _reference(y, reference)
     uniform = sorted((at, y(found.values[run.label].value)) for at, run in points.values() if run.uniform)
@@ -84,12 +86,19 @@ def _drawing(
     return drawing(400, 300, *parts, label=label, class_="chart")
 
 
+def _titled(title: str, *, log: bool) -> str:
+    """`KL divergence (nats a token)` -> `KL divergence (nats a token, log scale)`"""
+    if not log:
+        return title
+    return f"{title[:-1]}, log scale)" if title.endswith(")") else f"{title} (log scale)"
+
+
 def _reference(y: Scale, reference: Measurement) -> list[Element]:
     at = y(reference.value)
     text = f"full precision {number_text(reference.value)}"
     return [
         node("line", class_="reference", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at),
-        node("text", text, x=WIDTH - RIGHT, y=at - 6, text_anchor="end"),
+        node("text", text, class_="halo", x=LEFT + 6, y=at + 15),
     ]
 
 

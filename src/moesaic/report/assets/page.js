@@ -6,7 +6,7 @@
   const written = (value) => {
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace("e+", "e");
+    if (size < 1e-4 || size >= 1e6) return value.toExponential().replace(/e([+-])(\d)$/, "e$10$2");  // as numbers.py
     return value.toLocaleString("en", { maximumSignificantDigits: 4 });
   };
 
