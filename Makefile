@@ -6,12 +6,18 @@ BIN    := $(VENV)/bin
 CORES  := $(shell nproc 2>/dev/null || echo 2)
 CMAKE_FLAGS = -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 
-.PHONY: check demo test lint types contracts docs native sanitize fuzz bench clean
+.PHONY: browser check demo test lint types contracts docs native sanitize fuzz bench clean
 
-check: lint types contracts test fuzz ## everything that has to hold
+check: lint types contracts browser test fuzz ## everything that has to hold
 
 demo: $(VENV)/.ready ## compress the bundled model and measure what it costs
 	$(BIN)/python -m experiments.demo
+
+# The tests of the HTML report want a Chromium. Where it cannot be installed they are skipped, and say so.
+browser:
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; } \
+	  || echo 'no Chromium: the browser tests will be skipped (apt-get install chromium chromium-driver)'
 
 test: $(VENV)/.ready
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q
@@ -48,7 +54,7 @@ bench: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 clean:

@@ -39,6 +39,7 @@ from moesaic.recipe import RECIPE, recipe_text
 from moesaic.records import BitPlan, CostTable, ExpertStats, Scores, read_json, write_json
 from moesaic.registry import look_up
 from moesaic.scores import COSTS, needs_stats
+from moesaic.scores.observed import Noted, longest_notes, observe
 
 STATS_FILE = "calibration_stats.safetensors"
 
@@ -85,6 +86,7 @@ def compress(
     calibration = open_calibration(checkpoint, options, work, trust_remote_code=trust_remote_code)
     stats = measure(calibration, options, work, overwrite=overwrite, progress=progress)
     scores, plan = make_plan(checkpoint, options, stats, progress=progress)
+    noted = note_experts(checkpoint, options, scores, progress=progress)
     build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
     shards = split_into_shards([specs for _, specs in build.units()], options.shard_bytes)
     identity = _identity(checkpoint, plan, options)
@@ -107,7 +109,8 @@ def compress(
         (job.out / RECIPE).write_text(recipe_text(options.recipe()), encoding="utf-8")
         found = None if calibration is None else _calibration_record(calibration, stats, guide)
         files, content = describe_files(job.out), content_sha256(job.digests)
-        write_json(job.out / MANIFEST, manifest(build, files, content, scores, options, calibration=found))
+        said = manifest(build, files, content, scores, options, calibration=found, observed=noted)
+        write_json(job.out / MANIFEST, said)
         job.publish()
     except OSError as error:
         job.abandon()
@@ -285,13 +288,27 @@ def score(
         UsageError: the rule needs statistics.
     """
     rule = options.make_rule()
+    progress.start("score", sum(layer.experts for layer in checkpoint.layers))
+    return rule(_weights(checkpoint, options, stats, progress))
+
+
+def note_experts(
+    checkpoint: Checkpoint, options: CompressOptions, scores: Scores | CostTable | None, *, progress: Progress = SILENT
+) -> Noted:
+    """Router norms and MaxVar of every expert, for reports; see `scores.observed`."""
+    progress.start("note", sum(layer.experts for layer in checkpoint.layers))
+    return observe(_weights(checkpoint, options, None, progress), None if scores is None else scores.to_json())
+
+
+def _weights(
+    checkpoint: Checkpoint, options: CompressOptions, stats: ExpertStats | None, progress: Progress
+) -> CheckpointWeights:
     initial = None
     if options.initial is not None:
         if not options.initial.exists():
             raise NotACheckpoint(f"--initial {options.initial}: no such file or folder")
         initial = InitialRouters.open(options.initial)
-    progress.start("score", sum(layer.experts for layer in checkpoint.layers))
-    return rule(CheckpointWeights(checkpoint, initial, stats, progress=progress))
+    return CheckpointWeights(checkpoint, initial, stats, progress=progress)
 
 
 def _identity(checkpoint: Checkpoint, plan: BitPlan, options: CompressOptions) -> dict[str, Any]:
@@ -328,7 +345,7 @@ def folder_files(
     options: CompressOptions,
     stats: ExpertStats | None = None,
 ) -> dict[str, int]:
-    """Name -> bytes of every file that `compress` will write, from headers; with calibration at most so many.
+    """Name -> bytes of every file that `compress` will write, from headers; the manifest at most so many.
 
     Args:
         build: the packed model.
@@ -339,6 +356,7 @@ def folder_files(
     extra = {RECIPE: len(recipe_text(options.recipe()).encode())}
     if stats is not None:
         extra[STATS_FILE] = stats_bytes(stats)
+    longest = longest_notes({layer.name: layer.experts for layer in build.checkpoint.layers})
     record = None
     if _wants_stats(options) or needs_moment(options.make_quantizer()) or options.repair_routers:
         record = _largest_record(build.checkpoint)
@@ -346,7 +364,7 @@ def folder_files(
         build,
         options.shard_bytes,
         extra,
-        lambda files, content: manifest(build, files, content, scores, options, calibration=record),
+        lambda files, content: manifest(build, files, content, scores, options, calibration=record, observed=longest),
     )
 
 
@@ -375,6 +393,7 @@ def manifest(
     options: CompressOptions,
     *,
     calibration: Mapping[str, Any] | None = None,
+    observed: Noted | None = None,
 ) -> dict[str, Any]:
     """`moesaic.json`; no times and no paths, so that the same command gives the same bytes.
 
@@ -385,6 +404,7 @@ def manifest(
         scores: the scores that its plan came from, None where it came from none.
         options: of the run.
         calibration: what is to be said of the text, None where none was used.
+        observed: from `note_experts`.
     """
     checkpoint = build.checkpoint
     shapes = [layer.shape for layer in checkpoint.layers]
@@ -406,6 +426,7 @@ def manifest(
         "plan": {**build.plan.to_json(shapes), "reached": {"bits": code_bits, "bpw": bpw}},
         "scores": None if scores is None else scores.to_json(),
         "calibration": None if calibration is None else dict(calibration),
+        "observed": observed or {},
         "files": dict(files),
     }
     return with_own_size(found)

@@ -11,10 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from moesaic.costs import CostTable as CostTable  # noqa: PLC0414  # a noun like the others
 from moesaic.costs import entry_layer as entry_layer  # noqa: PLC0414
@@ -25,6 +22,9 @@ from moesaic.json_files import read_json as read_json  # noqa: PLC0414
 from moesaic.json_files import write_json as write_json  # noqa: PLC0414
 from moesaic.stats import ExpertStats as ExpertStats  # noqa: PLC0414
 from moesaic.stats import LayerStats as LayerStats  # noqa: PLC0414
+
+if TYPE_CHECKING:  # who only reads records, such as the report, does not wait for torch
+    from torch import Tensor
 
 PACKED_WIDTHS = (1, 2, 3, 4, 8)
 STORED_WIDTH = 16  # the matrix is kept as the checkpoint has it
@@ -110,7 +110,7 @@ class QuantizedWeight:
         """The zero points in units of codes. `[rows, groups]` float32"""
         top = 2**self.bits - 1
         if self.zero_codes is None:
-            return torch.full(self.scale_codes.shape, top / 2, device=self.scale_codes.device)
+            return self.scale_codes.float().fill_(top / 2)
         return self.zero_codes.float() * (top / 255)
 
     def dequantize(self) -> Tensor:

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from moesaic.cli import allocate, calibrate, compress, doctor, evaluate, generate, inspect, plan, score, verify
+from moesaic.cli import allocate, calibrate, compress, doctor, evaluate, generate, inspect, plan, report, score, verify
 from moesaic.cli.help import WIDTH, Command, Commands
 from moesaic.errors import MoesaicError
 
@@ -32,6 +32,7 @@ app.command("calibrate", cls=Command)(calibrate.command)
 app.command("allocate", cls=Command)(allocate.command)
 app.command("inspect", cls=Command)(inspect.command)
 app.command("plan", cls=Command)(plan.command)
+app.command("report", cls=Command)(report.command)
 app.command("doctor", cls=Command)(doctor.command)
 
 

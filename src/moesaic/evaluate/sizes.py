@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.errors import CorruptFile
@@ -21,7 +23,8 @@ class Sizes:
         stored_bpw: bytes on disk of the routed experts' weights with all metadata, times 8, over their number.
         expert_bytes: these bytes.
         expert_weights: their number.
-        total_bytes: all files of a packed folder; the tensors' files of another one.
+        total_bytes: manifest and all files that it names (not records that were saved beside them); the tensors' files
+            of a folder that is not packed.
     """
 
     code_bits: float
@@ -47,7 +50,7 @@ def measure_sizes(folder: Path, *, trust_remote_code: bool = False) -> Sizes:
             stored_bpw=manifest["stored_bpw"],
             expert_bytes=manifest["expert_bytes"],
             expert_weights=manifest["expert_weights"],
-            total_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            total_bytes=sum(path.stat().st_size for path in _own_files(folder, manifest)),
         )
     checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
     weights = size = 0
@@ -58,3 +61,9 @@ def measure_sizes(folder: Path, *, trust_remote_code: bool = False) -> Sizes:
     files = {stored.path for stored in checkpoint.stored.values()}
     total = sum(path.stat().st_size for path in files)
     return Sizes(float(STORED_WIDTH), 8 * size / weights, size, weights, total)
+
+
+def _own_files(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """The manifest and the files that it names, so far as they are there."""
+    named = [folder / name for name in (MANIFEST, *manifest["files"])]
+    return [path for path in named if path.is_file()]
