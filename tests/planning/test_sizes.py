@@ -11,8 +11,8 @@ import pytest
 from moesaic import CompressOptions, compress
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.packing.build import PackedBuild
-from moesaic.pipeline import make_plan
-from moesaic.planning.sizes import by_kind, folder_files
+from moesaic.pipeline import folder_files, make_plan
+from moesaic.planning.sizes import by_kind
 from tests.talking import talking_copy
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -24,6 +24,14 @@ def foretold(source: Path, options: CompressOptions) -> tuple[PackedBuild, dict[
     scores, plan = make_plan(checkpoint, options)
     build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=options.other_bits)
     return build, folder_files(build, scores, options)
+
+
+def check(files: dict[str, int], found: dict[str, int], *, slack: int) -> None:
+    """All sizes equal but the manifest's, whose numbers are known only afterwards: foretold at most `slack` too long."""
+    files, found = dict(files), dict(found)
+    longest, manifest = files.pop("moesaic.json"), found.pop("moesaic.json")
+    assert files == found
+    assert manifest <= longest <= manifest + slack
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
@@ -44,18 +52,19 @@ def sizes_of(folder: Path) -> dict[str, int]:
 def test_files_are_foretold_to_the_byte(
     family: str, options: dict[str, Any], tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Names and sizes of all files, headers and manifest included, are those that `compress` writes."""
+    """Names and sizes of all files, headers included, are those that `compress` writes; the manifest is not longer."""
     made = CompressOptions(**options)
     _, files = foretold(tiny_checkpoint(family), made)
-    assert files == sizes_of(compress(tiny_checkpoint(family), tmp_path / "out", made))
+    check(files, sizes_of(compress(tiny_checkpoint(family), tmp_path / "out", made)), slack=2000)
 
 
 @pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="models/demo has no config.json here")
 def test_the_demo_is_foretold(tmp_path: Path) -> None:
-    """A real model with tokenizer and licence files: within 1 % is asked for, to the byte is what it is."""
+    """A real model with tokenizer and licence files: all to the byte but the manifest, the whole within 1 %."""
     options = CompressOptions(bits=2.5, quantizer="rtn-minmax")
     _, files = foretold(DEMO, options)
-    assert files == sizes_of(compress(DEMO, tmp_path / "out", options))
+    found = sizes_of(compress(DEMO, tmp_path / "out", options))
+    check(files, found, slack=sum(found.values()) // 100)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss", "switch_transformers"])
