@@ -52,8 +52,6 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_the_legend_counts() -> None:
     """An expert with two widths counts half for each."""
-    text = legend({"l.0.e": {"gate_up": [1, 2, 16], "down": [2, 2, 16]}}).plain
-    assert "1 1 bits: 0.5 experts" in text
-    assert "2 2 bits: 1.5 experts" in text
-    assert "F 16 bits (kept as it was): 1 experts" in text
+    lines = [line.plain for line in legend({"l.0.e": {"gate_up": [1, 2, 16], "down": [2, 2, 16]}})]
+    assert lines == ["  1  1 bit: 0.5 experts", "  2  2 bits: 1.5 experts", "  F  kept as they were: 1 experts"]
     assert symbol(8) == "8"

@@ -35,7 +35,7 @@ def test_one_sample_of_every_form(tiny_checkpoint: Callable[[str], Path], tmp_pa
     found = rehearse(build, tmp_path)
     assert found.samples == 7 + 1
     assert found.peak_bytes <= peak_memory()
-    assert min(found.round_seconds, found.read_rate, found.write_rate, found.hash_rate) > 0
+    assert min(found.round_seconds, found.read_rate, found.write_rate, found.hash_rate, found.sync_seconds) > 0
     assert list(tmp_path.iterdir()) == []
     # only the largest sample is due when no time is given
     assert rehearse(build, tmp_path, seconds=0).samples == 1 + 1

@@ -44,19 +44,19 @@ def bit_map(layers: _Layers, *, width: int) -> Iterator[Text]:
                 label = ""
 
 
-def legend(layers: _Layers) -> Text:
-    """How many experts have each width; an expert whose entries differ counts half for each."""
+def legend(layers: _Layers) -> Iterator[Text]:
+    """What the symbols mean and how many experts have each, a line a width.
+
+    An expert whose entries differ counts half for each.
+    """
     counts: Counter[int] = Counter()
     for entries in layers.values():
         counts.update(entries["gate_up"])
         counts.update(entries["down"])
-    text = Text("  ")
     for width in sorted(counts):
-        text.append(symbol(width), style=_STYLES.get(width, ""))
-        kept = " (kept as it was)" if width == LARGEST else ""
-        text.append(f" {width} bits{kept}: {counts[width] / 2:g} experts   ")
-    text.rstrip()
-    return text
+        line = Text("  ").append(symbol(width), style=_STYLES.get(width, ""))
+        what = "kept as they were" if width == LARGEST else f"{width} bits" if width > 1 else "1 bit"
+        yield line.append(f"  {what}: {counts[width] / 2:g} experts")
 
 
 def symbol(width: int) -> str:

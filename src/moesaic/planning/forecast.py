@@ -22,6 +22,7 @@ from moesaic.progress import SILENT, Progress
 from moesaic.records import BitPlan, CostTable
 
 GB = 10**9
+_SYNCS_A_UNIT = 2  # a file of tensors and the journal, see `packing.job`
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ def forecast(
     table = costs or (found if isinstance(found, CostTable) else None)
     figures = {**_sizes(build, kinds, files), "cost": _cost_figure(plan, table)}
     if wishes.measure:
+        progress.start("measure", 1)
         figures |= needs(build, files, rehearse(build, wishes.place), planning, wishes)
+        progress.advance(1)
     context = wishes.context or min(8192, getattr(checkpoint.config, "max_position_embeddings", None) or 8192)
     cache = kv_cache(checkpoint.config, context)
     held = cache.size if cache else 0
@@ -216,6 +219,7 @@ def needs(
         "round": measured.round_seconds,
         "hash": (read + written) / measured.hash_rate,
         "write": written / measured.write_rate,
+        "sync": _SYNCS_A_UNIT * len(build.units()) * measured.sync_seconds,
     }
     words = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items())
     return {
@@ -228,6 +232,9 @@ def needs(
         "seconds": Figure(sum(parts.values()), "s", f"measured here on samples: {words}"),
         "read_rate": Figure(measured.read_rate, "bytes/s", "tensors of the checkpoint, not from the system's cache"),
         "write_rate": Figure(measured.write_rate, "bytes/s", "32 MB written and synchronised"),
+        "sync": Figure(
+            measured.sync_seconds, "s", "4 kB written and synchronised, which every part of the run does twice"
+        ),
     }
 
 

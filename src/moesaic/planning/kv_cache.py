@@ -63,8 +63,9 @@ def _lengths(text: Any, context: int) -> list[int] | None:
     kinds = getattr(text, "layer_types", None)
     if kinds is None:
         window = getattr(text, "sliding_window", None)
-        used = window and getattr(text, "use_sliding_window", True)
-        return [min(context, window) if used else context] * count
+        if window and getattr(text, "use_sliding_window", True):
+            return [min(context, int(window))] * count
+        return [context] * count
     windows = {
         "full_attention": context,
         "sliding_attention": min(context, getattr(text, "sliding_window", None) or context),
