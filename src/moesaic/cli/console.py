@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from moesaic.report.numbers import size_text as size_text  # noqa: PLC0414
+
 
 class Bar:
     """A progress bar on standard error; silent when that is not a terminal, or when asked to be."""
@@ -64,15 +66,6 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def size_text(size: float) -> str:
-    """Bytes for people, in powers of ten: `11.7 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def count_text(count: float) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moesaic.cli import parameters as p
+from moesaic.cli.bundles import Output, takes
 
 
+@takes(output=Output)
 def command(
     folders: Annotated[
         list[Path], typer.Argument(metavar="OUT...", help="Folders written by `moesaic compress`, one or several.")
     ],
+    output: Output,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     records: Annotated[
         list[Path] | None,
@@ -23,8 +24,6 @@ def command(
         ),
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="Write every figure into this folder too, as SVG.")] = None,
-    json_: p.Json = False,
-    quiet: p.Quiet = False,
 ) -> None:
     """Make one HTML page of what is known about packed folders; it opens offline and needs nothing else.
 
@@ -40,22 +39,24 @@ def command(
         from moesaic.errors import UsageError
 
         raise UsageError(f"--out {out}: no folder {out.parent}; make it first")
+    output.begin()
     material = read(folders, records or ())
     made = build(material)
     out.write_text(made.html, encoding="utf-8")
     written = write_figures(list(made.figures), figures) if figures is not None else []
     size = out.stat().st_size
-    if json_:
-        found = {
-            "out": str(out),
-            "bytes": size,
-            "runs": [run.label for run in material.runs],
-            "figures": written,
-            "missing": [{"title": each.title, "command": each.command} for each in made.missing],
-            "left_out": list(made.left_out),
-        }
-        print(json.dumps(found, ensure_ascii=False))
-    elif not quiet:
+    found = {
+        "out": str(out),
+        "bytes": size,
+        "runs": [run.label for run in material.runs],
+        "figures": written,
+        "missing": [{"title": each.title, "command": each.command} for each in made.missing],
+        "left_out": list(made.left_out),
+    }
+
+    def show() -> None:
         print(f"{out}: {len(material.runs)} runs, {len(made.figures)} figures, {size_text(size)}")
         for each in made.missing:
             print(f"  not measured: {each.title}; try: {each.command}")
+
+    output.print(found, None if output.quiet else show)

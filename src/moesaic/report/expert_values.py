@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moesaic.costs import COSTS_FORMAT, CostTable
+from moesaic.costs import COSTS_FORMAT, CostTable, layer_of_entry
 from moesaic.records import Scores
 from moesaic.report.numbers import rounded
 from moesaic.report.sources import Material, Run, Statistics
@@ -94,6 +94,11 @@ def _candidates(run: Run, material: Material) -> Iterator[ExpertValues]:
 
 
 def _costs(costs: CostTable) -> Iterator[ExpertValues]:
+    """One table a width; where entries have costs of their own, their sum."""
+    layers: dict[str, np.ndarray] = {}
+    for name, rows in costs.layers.items():
+        layer, values = layer_of_entry(name), np.array(rows, dtype=float)
+        layers[layer] = layers[layer] + values if layer in layers else values
     for place, width in enumerate(costs.bits):
         yield _table(
             f"cost:{costs.rule}:{width}",
@@ -101,7 +106,7 @@ def _costs(costs: CostTable) -> Iterator[ExpertValues]:
             "",
             COSTS,
             f"What the expert loses at this width ({costs.rule}); smaller is better.",
-            {name: [row[place] for row in rows] for name, rows in costs.layers.items()},
+            {layer: rows[:, place] for layer, rows in layers.items()},
         )
 
 

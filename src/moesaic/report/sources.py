@@ -21,6 +21,7 @@ from moesaic.packing import FORMAT_VERSION, MANIFEST
 from moesaic.records import BitPlan, Scores
 
 RECORDS_FORMAT = "moesaic-records/1"
+STATS_INSIDE = "calibration_stats.safetensors"  # what `compress` keeps of a calibration run
 RECORDS_INSIDE = "records*.json"  # files of a packed folder that `moesaic evaluate --save OUT/records.json` wrote
 STATS_FORMAT = "moesaic-stats/1"
 
@@ -145,7 +146,7 @@ def read(folders: Iterable[Path], files: Iterable[Path] = ()) -> Material:
         UsageError: nothing given, or records that fit two folders.
     """
     loose = _Loose()
-    runs = [_read_folder(folder) for folder in folders]
+    runs = [_read_folder(folder, loose) for folder in folders]
     if not runs:
         raise UsageError("give at least one folder written by `moesaic compress`")
     for path in files:
@@ -154,7 +155,7 @@ def read(folders: Iterable[Path], files: Iterable[Path] = ()) -> Material:
     return Material(tuple(runs), tuple(loose.statistics), tuple(loose.costs), tuple(loose.scores))
 
 
-def _read_folder(folder: Path) -> Run:
+def _read_folder(folder: Path, loose: _Loose) -> Run:
     path = folder / MANIFEST
     if not path.is_file():
         raise NotACheckpoint(
@@ -171,6 +172,8 @@ def _read_folder(folder: Path) -> Run:
     except (MoesaicError, KeyError) as error:
         raise CorruptFile(f"{path}: its plan cannot be read ({error})") from None
     assert plan is not None
+    if (folder / STATS_INSIDE).is_file():
+        loose.statistics.append(read_statistics(folder / STATS_INSIDE))
     inside = sorted(folder.glob(RECORDS_INSIDE))
     return replace(run, measurements=_distinct([each for file in inside for each in _records(file, _json(file))]))
 
