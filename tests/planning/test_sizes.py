@@ -27,7 +27,7 @@ def foretold(source: Path, options: CompressOptions) -> tuple[PackedBuild, dict[
 
 
 def check(files: dict[str, int], found: dict[str, int], *, slack: int) -> None:
-    """All sizes equal but the manifest's, whose numbers are known only afterwards: foretold at most `slack` too long."""
+    """All sizes equal but the manifest's, whose numbers are known only afterwards: at most `slack` too long."""
     files, found = dict(files), dict(found)
     longest, manifest = files.pop("moesaic.json"), found.pop("moesaic.json")
     assert files == found
