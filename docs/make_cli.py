@@ -32,7 +32,7 @@ only on a terminal. With `--json` the output is one JSON object. The exit code i
 variables](environment.md) have a page of their own.
 """
 
-_METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+_METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH", list[Path]: "PATH..."}
 
 
 @dataclass(frozen=True)
