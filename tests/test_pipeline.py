@@ -88,7 +88,12 @@ def test_companions_are_copied(own_checkpoint: Tiny, tmp_path: Path) -> None:
         (source / name).write_text(name)
     out = compress(source, tmp_path / "out", OPTIONS)
     copied = {"tokenizer.json", "tokenizer.model", "chat_template.jinja", "LICENSE", "generation_config.json"}
-    assert {path.name for path in out.iterdir()} == copied | {"config.json", "model.safetensors", "moesaic.json"}
+    assert {path.name for path in out.iterdir()} == copied | {
+        "config.json",
+        "model.safetensors",
+        "moesaic.json",
+        "recipe.yaml",
+    }
     assert (out / "LICENSE").read_text() == "LICENSE"
 
 
@@ -110,7 +115,7 @@ def test_progress_is_counted_in_weights(family: str, bits: float, tiny_checkpoin
     assert counter.done == counter.total > 100_000
 
 
-@pytest.mark.parametrize("calls", [0, 3, 12, 25])
+@pytest.mark.parametrize("calls", [0, 19, 28, 41])
 def test_interrupted_anywhere_and_repeated(calls: int, tiny_checkpoint: Tiny, tmp_path: Path) -> None:
     """Stopped at any step and repeated, the bytes are the same; only the finished part is kept meanwhile."""
     source = tiny_checkpoint("mixtral")
@@ -118,7 +123,7 @@ def test_interrupted_anywhere_and_repeated(calls: int, tiny_checkpoint: Tiny, tm
     with pytest.raises(KeyboardInterrupt):
         compress(source, tmp_path / "out", OPTIONS, progress=Counter(stop_after=calls))
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out.partial").exists() == (calls > 8)  # a layer has eight experts
+    assert (tmp_path / "out.partial").exists() == (calls > 16 + 8)  # 16 experts are scored, a layer has eight
     counter = Counter()
     compress(source, tmp_path / "out", OPTIONS, progress=counter)
     assert counter.done == counter.total
@@ -130,7 +135,7 @@ def test_a_changed_source_is_noticed(own_checkpoint: Tiny, tmp_path: Path) -> No
     """An unfinished run of a source that has changed since is not gone on with."""
     source = own_checkpoint("mixtral")
     with pytest.raises(KeyboardInterrupt):
-        compress(source, tmp_path / "out", OPTIONS, progress=Counter(stop_after=12))
+        compress(source, tmp_path / "out", OPTIONS, progress=Counter(stop_after=16 + 12))  # after scoring
     tensors = load_file(source / "model.safetensors")
     tensors["model.norm.weight"] += 1
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -79,10 +80,11 @@ def test_the_bar_is_for_terminals(quiet: bool, mixtral: Path, tmp_path: Path) ->
     process = start_cli("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5, *more, terminal=os.ttyname(slave))
     assert process.finish().code == 0
     os.set_blocking(master, False)
-    try:
-        shown = os.read(master, 1 << 16).decode()
-    except BlockingIOError:
-        shown = ""
+    raw = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(master, 1 << 16):
+            raw += part
+    shown = raw.decode()
     os.close(master)
     os.close(slave)
     assert ("pack" in shown and "left" in shown and "%" in shown) == (not quiet)
