@@ -79,7 +79,7 @@ def _parameter(name: str, kind: Any, info: ArgumentInfo | OptionInfo, default: A
     kinds = [each for each in (typing.get_args(kind) or (kind,)) if each is not NoneType]
     required = default is inspect.Parameter.empty
     argument = isinstance(info, ArgumentInfo)
-    text, shown = _split_default(info.help or "", "" if required else default)
+    text, shown = _split_default(info.help or "", "" if required or info.show_default is False else default)
     if argument:
         names: tuple[str, ...] = (str(info.metavar or name.upper()),)
         metavar = ""
@@ -89,7 +89,8 @@ def _parameter(name: str, kind: Any, info: ArgumentInfo | OptionInfo, default: A
         # inside Annotated, typer takes the first spelling for a default until it builds the command
         written = (*((info.default,) if isinstance(info.default, str) else ()), *(info.param_decls or ()))
         names = tuple(part for each in written for part in each.split("/")) or on_off
-        metavar = "" if kinds[0] is bool else _METAVARS[kinds[0]]
+        flag = kinds[0] is bool or bool(getattr(info, "count", False))
+        metavar = "" if flag else _METAVARS[kinds[0]]
     return Parameter(names, metavar, argument, required, shown, info.rich_help_panel or "", text)
 
 

@@ -37,7 +37,15 @@ class UnknownName(UsageError):
 
 
 class BudgetInfeasible(UsageError):
-    """No plan can meet the budget."""
+    """No plan can meet the budget.
+
+    Attributes:
+        interval: the budgets in code bits that can be met, where they are an interval.
+    """
+
+    def __init__(self, message: str, interval: tuple[float, float] | None = None) -> None:
+        super().__init__(message)
+        self.interval = interval
 
 
 class OutputExists(UsageError):

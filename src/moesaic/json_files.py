@@ -27,11 +27,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def json_text(data: Mapping[str, Any]) -> str:
+    """What `write_json` writes."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object, replacing the file only when it is complete."""
     draft = path.with_name(path.name + ".draft")
     try:
-        draft.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(json_text(data), encoding="utf-8")
         draft.replace(path)
     except OSError:
         draft.unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesaic.allocate import ALLOCATORS, Allocator, Uniform, default_allocator, needs_costs
+from moesaic.allocate import ALLOCATORS, Allocator, PerMatrix, default_allocator, needs_costs, needs_scores
 from moesaic.calibrate.meter import ErrorMeter
 from moesaic.calibrate.text import CalibrationText
 from moesaic.errors import UsageError
@@ -19,17 +20,22 @@ from moesaic.scores import COSTS, SCORERS, CostRule, Scorer, needs_errors
 
 MEASURED_WIDTHS = (1, 2, 3, 4)  # at which errors are measured where no levels are named
 
+_USUAL_BITS = 2.5
+
 
 @dataclass(frozen=True)
 class CompressOptions:
     """Options of `compress`. The defaults are the paper's method.
 
     Attributes:
-        bits: average code bits over the experts; not used with `plan`.
+        bits: average code bits over the experts. Of `bits`, `bpw`, `size` and `plan` exactly one is given.
+        bpw: stored bits per weight of the experts, scales and padding included, that may not be exceeded.
+        size: bytes of the whole folder, everything in it included, that may not be exceeded.
         rule: a name in `scores.SCORERS`, or in `scores.COSTS` for an allocator that weighs costs.
         allocator: a name in `allocate.ALLOCATORS`; None for the paper's choice at this budget, or `global` where the
             rule is one of costs.
         levels: the widths that the allocator may use; None for its own.
+        per_matrix: widths of their own for gate_up and down.
         plan: a plan file to use instead of rule and allocator.
         quantizer: a name in `quantize.QUANTIZERS`.
         group_size: 32, 64 or 128 columns share a scale.
@@ -50,9 +56,12 @@ class CompressOptions:
     """
 
     bits: float | None = None
+    bpw: float | None = None
+    size: int | None = None
     rule: str = "router_norm+max_var"
     allocator: str | None = None
     levels: tuple[int, ...] | None = None
+    per_matrix: bool = False
     plan: Path | None = None
     quantizer: str = "rtn"
     group_size: int = 64
@@ -77,17 +86,21 @@ class CompressOptions:
             raise UsageError(f"--other-bits {self.other_bits}: give one of {', '.join(map(str, WIDTHS))}")
         if self.group_size not in GROUP_SIZES:
             raise UsageError(f"--group-size {self.group_size}: give one of {', '.join(map(str, GROUP_SIZES))}")
-        if (self.bits is None) == (self.plan is None):
-            raise UsageError("give a budget with --bits, or a plan with --plan (one of the two)")
+        if [self.bits, self.bpw, self.size, self.plan].count(None) != 3:
+            raise UsageError("give a budget with --bits, --bpw or --size, or a plan with --plan (one of the four)")
+        if self.bpw is not None and not (math.isfinite(self.bpw) and self.bpw > 0):
+            raise UsageError(f"--bpw {self.bpw}: give a number of stored bits per weight, such as 2.5")
+        if self.size is not None and self.size <= 0:
+            raise UsageError(f"--size {self.size}: give a number of bytes, such as 16GB")
 
     @property
     def budget(self) -> Budget:
-        """The budget asked for.
+        """The budget asked for in code bits; some usual one where another was asked for, or none.
 
         Raises:
             BudgetInfeasible: no plan at all could meet it.
         """
-        return Budget(self.bits if self.bits is not None else WIDTHS[-1])
+        return Budget(self.bits if self.bits is not None else _USUAL_BITS)
 
     @property
     def text(self) -> CalibrationText:
@@ -122,7 +135,7 @@ class CompressOptions:
             UsageError: levels or a knob that it cannot use.
         """
         if self.allocator is None and self.levels is None and not knobs and not self._costs_only:
-            return default_allocator(self.budget)
+            return self._by_matrix(default_allocator(self.budget))
         by_count = {2: "two_level", 3: "three_level"}
         name = (
             self.allocator
@@ -134,9 +147,12 @@ class CompressOptions:
         if not set(knobs) <= known:
             raise UsageError(f"{min(set(knobs) - known)} means nothing to the allocator {name}")
         try:
-            return made(levels=self.levels, **knobs) if self.levels else made(**knobs)
+            return self._by_matrix(made(levels=self.levels, **knobs) if self.levels else made(**knobs))
         except (ValueError, TypeError) as error:
             raise UsageError(f"--levels {self.levels}: {error}" if self.levels else f"{name}: {error}") from None
+
+    def _by_matrix(self, allocator: Allocator) -> Allocator:
+        return PerMatrix(allocator) if self.per_matrix else allocator
 
     @property
     def wants_costs(self) -> bool:
@@ -164,12 +180,12 @@ class CompressOptions:
         known: dict[str, Any] = {**(COSTS if costs else SCORERS)}
         others = SCORERS if costs else COSTS
         if self.rule in others and self.rule not in known:
-            if not isinstance(self.make_allocator(), Uniform):  # which asks no rule
+            if needs_scores(self.make_allocator()):
                 raise UsageError(_wrong_kind(self.rule, self.allocator, costs=costs))
             known = {**others}
         kind, group = ("rule of costs", "costs") if costs else ("scoring rule", "scores")
         rule: Any = look_up(self.rule, known, kind=kind, group=group)()
-        knobs = {name: getattr(self, name) for name in ("seed", "zeta", "single_sweep")}
+        knobs = {name: getattr(self, name) for name in ("seed", "zeta", "single_sweep", "per_matrix")}
         if self.levels is not None:
             knobs["bits"] = self.levels
         try:
@@ -207,7 +223,9 @@ class CompressOptions:
         """The same by the names of the command line's options, those without a value left out."""
         values = self.recorded()
         values["shard_size"] = values.pop("shard_bytes") / 1e9
-        return {name: value for name, value in values.items() if value is not None}
+        if self.size is not None:
+            values["size"] = f"{self.size}B"
+        return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def _with_knobs(rule: Any, knobs: dict[str, Any]) -> Any:

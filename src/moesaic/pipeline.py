@@ -10,11 +10,13 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moesaic.allocate import Uniform
-from moesaic.calibrate.files import save_stats
+from moesaic.allocate import needs_scores
+from moesaic.budgets import ByteBudget, stored_bpw
+from moesaic.calibrate.files import save_stats, stats_bytes
 from moesaic.calibrate.guide import CalibratedGuide
 from moesaic.calibrate.repair import RouterRepair
 from moesaic.calibrate.run import Calibration, reuse
@@ -30,13 +32,14 @@ from moesaic.packing.build import PackedBuild
 from moesaic.packing.job import MANIFEST, PackingJob, check_target
 from moesaic.packing.layout import FORMAT_VERSION
 from moesaic.packing.manifest import content_sha256, describe_files, library_versions
+from moesaic.packing.sizes import predict_files, with_own_size
 from moesaic.progress import SILENT, Progress
 from moesaic.quantize import Quantizer, needs_moment
 from moesaic.recipe import RECIPE, recipe_text
 from moesaic.records import BitPlan, CostTable, ExpertStats, Scores, read_json, write_json
 from moesaic.registry import look_up
 from moesaic.scores import COSTS, needs_stats
-from moesaic.scores.observed import Noted, observe
+from moesaic.scores.observed import Noted, longest_notes, observe
 
 STATS_FILE = "calibration_stats.safetensors"
 
@@ -106,8 +109,8 @@ def compress(
         (job.out / RECIPE).write_text(recipe_text(options.recipe()), encoding="utf-8")
         found = None if calibration is None else _calibration_record(calibration, stats, guide)
         files, content = describe_files(job.out), content_sha256(job.digests)
-        said = manifest(build, files, content, scores, options, calibration=found)
-        write_json(job.out / MANIFEST, {**said, "observed": noted})
+        said = manifest(build, files, content, scores, options, calibration=found, observed=noted)
+        write_json(job.out / MANIFEST, said)
         job.publish()
     except OSError as error:
         job.abandon()
@@ -219,7 +222,7 @@ def calibrate(
 
 
 def _wants_stats(options: CompressOptions) -> bool:
-    if options.plan is not None or isinstance(options.make_allocator(), Uniform):
+    if options.plan is not None or not needs_scores(options.make_allocator()):
         return False
     return needs_stats(options.make_rule())
 
@@ -261,8 +264,12 @@ def make_plan(
         scores, plan = None, BitPlan.from_json(read_json(options.plan))
     else:
         allocator = options.make_allocator()  # before the rule reads weights: names are checked first
-        scores = None if isinstance(allocator, Uniform) else score(checkpoint, options, stats, progress=progress)
-        plan = allocator(shapes, options.budget, scores)
+        scores = score(checkpoint, options, stats, progress=progress) if needs_scores(allocator) else None
+        if options.bits is not None:
+            plan = allocator(shapes, options.budget, scores)
+        else:
+            measure_folder = partial(_folder_bytes, scores=scores, options=options, stats=stats)
+            plan = ByteBudget(checkpoint, options, measure_folder).plan(scores)
     plan.check(shapes)
     _LOG.info("plan: %s, %.4g code bits", plan.method, plan.reached_bits(shapes))
     return scores, plan
@@ -332,6 +339,52 @@ def _calibration_record(
     }
 
 
+def folder_files(
+    build: PackedBuild,
+    scores: Scores | CostTable | None,
+    options: CompressOptions,
+    stats: ExpertStats | None = None,
+) -> dict[str, int]:
+    """Name -> bytes of every file that `compress` will write, from headers; the manifest at most so many.
+
+    Args:
+        build: the packed model.
+        scores: or costs, which the manifest holds.
+        options: of the run.
+        stats: which the folder holds where a rule asked for them.
+    """
+    extra = {RECIPE: len(recipe_text(options.recipe()).encode())}
+    if stats is not None:
+        extra[STATS_FILE] = stats_bytes(stats)
+    longest = longest_notes({layer.name: layer.experts for layer in build.checkpoint.layers})
+    record = None
+    if _wants_stats(options) or needs_moment(options.make_quantizer()) or options.repair_routers:
+        record = _largest_record(build.checkpoint)
+    return predict_files(
+        build,
+        options.shard_bytes,
+        extra,
+        lambda files, content: manifest(build, files, content, scores, options, calibration=record, observed=longest),
+    )
+
+
+def _folder_bytes(
+    build: PackedBuild, *, scores: Scores | CostTable | None, options: CompressOptions, stats: ExpertStats | None
+) -> int:
+    return sum(folder_files(build, scores, options, stats).values())
+
+
+def _largest_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A calibration record as long as one can be: what it will say is known only afterwards."""
+    half = 0.12345678901234567
+    return {
+        **dict.fromkeys(("model", "text"), "0" * 64),
+        **dict.fromkeys(("sequences", "sequence_length"), 10**9),
+        "rare_experts": {layer.name: list(range(layer.experts)) for layer in checkpoint.layers},
+        "routing_changed": {layer.name: {"before": half, "after": half} for layer in checkpoint.layers},
+    }
+
+
 def manifest(
     build: PackedBuild,
     files: Mapping[str, Mapping[str, Any]],
@@ -340,6 +393,7 @@ def manifest(
     options: CompressOptions,
     *,
     calibration: Mapping[str, Any] | None = None,
+    observed: Noted | None = None,
 ) -> dict[str, Any]:
     """`moesaic.json`; no times and no paths, so that the same command gives the same bytes.
 
@@ -350,11 +404,12 @@ def manifest(
         scores: the scores that its plan came from, None where it came from none.
         options: of the run.
         calibration: what is to be said of the text, None where none was used.
+        observed: from `note_experts`.
     """
     checkpoint = build.checkpoint
     shapes = [layer.shape for layer in checkpoint.layers]
-    weights = sum(shape.experts * shape.expert_weights for shape in shapes)
-    return {
+    code_bits, bpw = build.plan.reached_bits(shapes), stored_bpw(build)
+    found = {
         "format_version": FORMAT_VERSION,
         "versions": library_versions(),
         "source": {
@@ -363,13 +418,15 @@ def manifest(
             "content_sha256": content,
         },
         "options": options.recorded(),
-        "code_bits": build.plan.reached_bits(shapes),
-        "stored_bpw": 8 * build.expert_bytes() / weights,
+        "code_bits": code_bits,
+        "stored_bpw": bpw,
         "expert_bytes": build.expert_bytes(),
-        "expert_weights": weights,
+        "expert_weights": sum(shape.experts * shape.expert_weights for shape in shapes),
         "total_bytes": sum(file["bytes"] for file in files.values()),
-        "plan": build.plan.to_json(shapes),
+        "plan": {**build.plan.to_json(shapes), "reached": {"bits": code_bits, "bpw": bpw}},
         "scores": None if scores is None else scores.to_json(),
         "calibration": None if calibration is None else dict(calibration),
+        "observed": observed or {},
         "files": dict(files),
     }
+    return with_own_size(found)

@@ -17,6 +17,7 @@ from moesaic.costs import CostTable as CostTable  # noqa: PLC0414  # a noun like
 from moesaic.costs import entry_layer as entry_layer  # noqa: PLC0414
 from moesaic.costs import layer_of_entry as layer_of_entry  # noqa: PLC0414
 from moesaic.errors import BudgetInfeasible, CorruptFile, InvalidPlan
+from moesaic.json_files import json_text as json_text  # noqa: PLC0414
 from moesaic.json_files import read_json as read_json  # noqa: PLC0414
 from moesaic.json_files import write_json as write_json  # noqa: PLC0414
 from moesaic.stats import ExpertStats as ExpertStats  # noqa: PLC0414
@@ -222,11 +223,14 @@ class BitPlan:
         method: who made it: rule and allocator, for people.
         requested_bits: the budget asked for (average code bits), None for a plan written by hand.
         layers: layer name -> bits of its experts.
+        requested: the budget asked for where it was another one: `{"bpw": …}`, stored bits per weight, or
+            `{"size": …}`, bytes of the whole folder. `requested_bits` is None then.
     """
 
     method: str
     requested_bits: float | None
     layers: Mapping[str, LayerBits]
+    requested: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, bits in self.layers.items():
@@ -282,11 +286,12 @@ class BitPlan:
                 layers[name] = {entry: " ".join(map(str, bits.entry(entry))) for entry in ENTRIES}
         reached = {"reached_bits": self.reached_bits(shapes)} if shapes else {}
         head = {"format": "moesaic-plan/1", "method": self.method, "requested_bits": self.requested_bits}
-        return {**head, **reached, "layers": layers}
+        requested = {"requested": dict(self.requested)} if self.requested else {}
+        return {**head, **requested, **reached, "layers": layers}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BitPlan:
-        """Read the file form (`reached_bits` is for people and is not read back).
+        """Read the file form (`reached_bits` and `reached` are for people and are not read back).
 
         Raises:
             InvalidPlan: not a plan file, or a width that is not a number.
@@ -298,7 +303,10 @@ class BitPlan:
         if requested is not None and not (number and math.isfinite(requested)):
             raise InvalidPlan(f'plan: "requested_bits" is {requested!r}; give a number or null')
         layers = {name: _layer_bits(name, value) for name, value in data["layers"].items()}
-        return cls(method=str(data.get("method", "by hand")), requested_bits=requested, layers=layers)
+        others = data.get("requested", {})
+        if not isinstance(others, dict) or not all(isinstance(each, int | float) for each in others.values()):
+            raise InvalidPlan(f'plan: "requested" is {others!r}; give an object of numbers such as {{"bpw": 2.5}}')
+        return cls(str(data.get("method", "by hand")), requested, layers, others)
 
 
 def _layer_bits(name: str, value: Any) -> LayerBits:

@@ -101,7 +101,7 @@ def test_a_hundred_thousand_tensors(tmp_path: Path) -> None:
     count = write_large_index(tmp_path)
     assert count > 100_000
     spent = []
-    for _ in range(2):  # once more where another program was in the way
+    for _ in range(3):  # again where another program was in the way
         start = time.process_time()
         found = Overview.of(tmp_path)
         spent.append(time.process_time() - start)

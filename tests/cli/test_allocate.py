@@ -95,3 +95,17 @@ def test_compress_says_where_costs_are_allocated(mixtral: Path, tmp_path: Path) 
     result = call_cli("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5, "--allocator", "pmq")
     assert result.code == 2
     assert "moesaic allocate COSTS.json" in result.err
+
+
+def test_costs_of_entries_give_widths_of_their_own(tmp_path: Path) -> None:
+    """A costs file with gate_up and down apart gives a plan with a line for each; allocators that cannot say so."""
+    rows = [[(8.0 - expert) * 4.0**-bits for bits in (1, 2, 3)] for expert in range(8)]
+    layers = {"L/gate_up": {"costs": rows, "weights": 20}, "L/down": {"costs": rows[::-1], "weights": 10}}
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps({"format": "moesaic-costs/1", "bits": [1, 2, 3], "layers": layers}))
+    plan = json.loads(call_cli("allocate", path, "--bits", 2).out)
+    assert plan["method"].endswith("per matrix")
+    assert set(plan["layers"]["L"]) == {"gate_up", "down"}
+    assert plan["reached_bits"] <= 2
+    result = call_cli("allocate", path, "--bits", 2, "--method", "pmq")
+    assert (result.code, "--allocator global" in result.err) == (2, True)

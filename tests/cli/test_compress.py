@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Running, run_cli, start_cli
+from tests.processes import Running, call_cli, run_cli, start_cli
 
 LONG = ("--bits", 2.5, "--quantizer", "hqq")
 
@@ -210,3 +210,61 @@ def test_an_edited_plan(mixtral: Path, tmp_path: Path) -> None:
     assert run_cli("compress", mixtral, "-o", tmp_path / "out", "--plan", plan).code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["experts"]["model.layers.0.mlp.experts"]["down"] == "16 8 4 3 2 1 1 1"
+
+
+def test_a_size_is_kept_and_told(mixtral: Path, tmp_path: Path) -> None:
+    """`--size` bounds the folder, and the summary says what was asked for and what was reached."""
+    out = tmp_path / "out"
+    result = call_cli("compress", mixtral, "-o", out, "--size", "150kB")
+    assert result.code == 0
+    assert "(asked for at most 150.0 kB)" in result.out
+    found = json.loads(call_cli("compress", mixtral, "-o", tmp_path / "b", "--bpw", "4", "--json").out)
+    assert found["requested"] == {"bpw": 4.0}
+    assert found["stored_bpw"] <= 4
+    assert sum(path.stat().st_size for path in out.iterdir()) <= 150_000
+    assert call_cli("compress", mixtral, "-o", tmp_path / "c", "--size", "150").code == 2
+    assert call_cli("compress", mixtral, "-o", tmp_path / "c", "--size", "1kB").code == 2
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_recipe(mixtral: Path, tmp_path: Path) -> None:
+    """Options come from the recipe unless they are given; what was used is saved, hashed, and gives the same again."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("bits: 2\ngroup-size: 32\nallocator: two_level\nlevels: [1, 3]\nsymmetric: false\n")
+    first = run_cli("compress", mixtral, "-o", tmp_path / "first", "--recipe", recipe, "--bits", 2.25)
+    assert (first.code, first.err) == (0, "")
+    manifest = json.loads((tmp_path / "first" / "moesaic.json").read_text())
+    assert manifest["options"]["bits"] == 2.25
+    assert manifest["options"]["levels"] == [1, 3]
+    assert (manifest["options"]["group_size"], manifest["options"]["symmetric"]) == (32, False)
+    saved = tmp_path / "first" / "recipe.yaml"
+    assert manifest["files"]["recipe.yaml"]["bytes"] == saved.stat().st_size
+    assert run_cli("compress", mixtral, "-o", tmp_path / "second", "--recipe", saved).code == 0
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
+
+
+def test_files_that_a_recipe_names_lie_beside_it(mixtral: Path, tmp_path: Path) -> None:
+    """A plan that the recipe names is looked for in the recipe's folder."""
+    assert run_cli("score", mixtral, "-o", tmp_path / "scores.json").code == 0
+    plan = tmp_path / "plan.json"
+    assert run_cli("allocate", tmp_path / "scores.json", "--model", mixtral, "--bits", 2, "-o", plan).code == 0
+    (tmp_path / "recipe.yaml").write_text("plan: plan.json\n")
+    result = run_cli("compress", mixtral, "-o", tmp_path / "out", "--recipe", tmp_path / "recipe.yaml")
+    assert result.code == 0, result.err
+
+
+def test_a_recipe_with_a_wrong_name(mixtral: Path, tmp_path: Path) -> None:
+    """An option that is not known is answered with the nearest, before anything is read."""
+    (tmp_path / "mine.yaml").write_text("quantiser: rtn\n")
+    result = run_cli("compress", mixtral, "-o", tmp_path / "out", "--recipe", tmp_path / "mine.yaml", "--bits", 2)
+    assert result.code == 2
+    assert "did you mean 'quantizer'" in result.err
+
+
+def test_verbose_says_what_is_done(mixtral: Path, tmp_path: Path) -> None:
+    """-v names the stages on standard error, -vv adds the traceback of a failure."""
+    result = run_cli("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5, "-v")
+    assert "mixtral" in result.err
+    assert "plan: router_norm+max_var" in result.err
+    failure = run_cli("compress", tmp_path / "nowhere", "-o", tmp_path / "other", "--bits", 2.5, "-vv")
+    assert "Traceback" in failure.err

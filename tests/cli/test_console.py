@@ -6,7 +6,17 @@ import pytest
 import torch
 import transformers
 
-from moesaic.cli.console import Bar, note, quiet_libraries, set_threads, size_text
+from moesaic.cli.console import (
+    Bar,
+    count_text,
+    duration_text,
+    note,
+    paper,
+    quiet_libraries,
+    set_threads,
+    size_text,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +69,31 @@ def test_threads() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (999, "999"), (1000, "1.0 k"), (46.7e9, "46.7 G"), (2e12, "2.0 T")]
+)
+def test_counts_for_people(count: float, text: str) -> None:
+    """Numbers of weights are in powers of a thousand."""
+    assert count_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.25, "0.25 s"), (9.99, "10 s"), (42.4, "42 s"), (600, "10 min"), (12_000, "3 h 20 min")]
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    """The larger the time, the coarser the unit."""
+    assert duration_text(seconds) == text
+
+
+def test_tables_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Outside a terminal there are 100 columns and no colours; COLUMNS says otherwise."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert paper().width == 100
+    made = table("what", "figure")
+    made.add_row("a", "1")
+    paper().print(made)
+    assert "\x1b" not in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    assert paper().width == 60

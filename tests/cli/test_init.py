@@ -12,7 +12,7 @@ import pytest
 import moesaic
 from tests.processes import call_cli
 
-COMMANDS = ("compress", "evaluate", "generate", "verify", "score", "allocate")
+COMMANDS = ("compress", "evaluate", "generate", "verify", "score", "allocate", "inspect", "plan", "doctor")
 SCRIPT = Path(sys.executable).with_name("moesaic")
 
 

@@ -51,12 +51,12 @@ _FENCE = re.compile(  # with the marker before it; also inside a list
     r"^(?: *<!-- (not run|output differs): [^\n]+ -->\n)?( *)```(\w*)[^\n]*\n(.*?)^\2```$", re.MULTILINE | re.DOTALL
 )
 LANGUAGES = {"python", "sh", "console", "json", "yaml", "text"}
-NOT_RUN = {  # installs and downloads
+NOT_RUN = {
     "README.md": 2,
     "CONTRIBUTING.md": 1,
     "docs/index.md": 1,
     "docs/how/fit-a-model.md": 1,
-}
+}  # installs and downloads
 DIFFERS = {"docs/index.md": 1}  # sampled text
 _PRELOAD = ["torch", "moesaic.cli", "moesaic.evaluate.run", "moesaic.pipeline", "moesaic.runtime.hf"]
 _PRELOAD += ["transformers.models.mixtral.modeling_mixtral", "transformers.generation.utils"]
@@ -80,7 +80,7 @@ class Block:
 
 
 def blocks(page: Path, *languages: str) -> Iterator[Block]:
-    """The fenced blocks of a page that can run, in these languages; all blocks when none is named."""
+    """Fenced blocks of a page in some languages; with none named, all of them, also those that cannot run."""
     text = page.read_text(encoding="utf-8")
     for found in _FENCE.finditer(text):
         marker, language = found[1] or "", found[3]
@@ -245,7 +245,9 @@ def call_all(found: list[tuple[list[str], str]]) -> None:
             call(words)
         missing = set(words_of(shown)) - set(words_of(heard.getvalue()))
         if missing:
-            raise AssertionError(f"{shlex.join(words)}: {sorted(missing)} not in the output:\n{heard.getvalue()}")
+            raise AssertionError(
+                f"{shlex.join(words)}: the page shows {sorted(missing)}, the output is\n{heard.getvalue()}"
+            )
 
 
 def words_of(output: str) -> list[str]:

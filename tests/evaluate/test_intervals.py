@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -74,12 +75,17 @@ def test_the_mean_difference_by_hand() -> None:
     assert paired_mean_difference([2.0], [1.0]).low == paired_mean_difference([2.0], [1.0]).high == 1
 
 
-@pytest.mark.parametrize("empty", [lambda: share([]), lambda: paired_share_difference([], [])])
-def test_nothing_has_no_share(empty) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: share([]), "of nothing"),
+        (lambda: paired_share_difference([], []), "of nothing"),
+        (lambda: paired_mean_difference([], []), "of nothing"),
+        (lambda: paired_share_difference([True], [True, False]), "longer"),
+        (lambda: paired_mean_difference([1.0], [1.0, 2.0]), "longer"),
+    ],
+)
+def test_nothing_has_no_share(wrong: Callable[[], object], words: str) -> None:
     """No items are an error of the caller, and so are lists of different lengths."""
-    with pytest.raises(ValueError):
-        empty()
-    with pytest.raises(ValueError):
-        paired_share_difference([True], [True, False])
-    with pytest.raises(ValueError):
-        paired_mean_difference([], [])
+    with pytest.raises(ValueError, match=words):
+        wrong()

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import moesaic
+from moesaic.errors import UnsupportedModel
 from moesaic.evaluate.quality import measure_quality
 from moesaic.evaluate.routing import RoutingComparison, RoutingRecorder, overlaps, same_sets
 from moesaic.families import MoeLayer, find_moe_layers
@@ -82,6 +83,14 @@ def test_the_experts_are_those_of_the_largest_router_logits(family: str) -> None
         found = recorder.take()
     for picks, wanted in zip(found.values(), logits, strict=True):
         assert picks.sort(-1).values.tolist() == wanted.topk(2).indices.sort(-1).values.tolist()
+
+
+def test_a_layer_that_is_called_otherwise() -> None:
+    """An experts module that is not told the experts is refused by name, not counted as something."""
+    model = build_tiny("mixtral")
+    layer = layers_of(model)[0]
+    with RoutingRecorder(model, [layer]), pytest.raises(UnsupportedModel, match=layer.name):
+        model.get_submodule(layer.name)(torch.zeros(1, 64))
 
 
 def test_a_token_beyond_the_capacity_has_no_expert() -> None:

@@ -91,7 +91,7 @@ def test_unknown_forms(tmp_path: Path) -> None:
     """A first line of no known form lists the forms; one that wants generation points to lm-eval."""
     with pytest.raises(InvalidTask, match=r"\['prompt'\].*query, choices, gold"):
         read_set(write(tmp_path / "x.jsonl", {"prompt": 1}))
-    with pytest.raises(InvalidTask, match="generated.*--lm-eval"):
+    with pytest.raises(InvalidTask, match=r"generated.*--lm-eval"):
         read_set(write(tmp_path / "gsm8k.jsonl", {"context": "2+2?", "chain_of_thought": "", "answer": "4"}))
 
 

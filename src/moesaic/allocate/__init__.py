@@ -7,7 +7,10 @@ from collections.abc import Callable
 from moesaic.allocate._protocol import Allocator as Allocator
 from moesaic.allocate._protocol import Importance as Importance
 from moesaic.allocate._protocol import needs_costs as needs_costs
+from moesaic.allocate._protocol import needs_scores as needs_scores
+from moesaic.allocate._protocol import only_budgets as only_budgets
 from moesaic.allocate.global_milp import GlobalMilp as GlobalMilp
+from moesaic.allocate.per_matrix import PerMatrix as PerMatrix
 from moesaic.allocate.pmq import Pmq as Pmq
 from moesaic.allocate.three_level import ThreeLevel as ThreeLevel
 from moesaic.allocate.two_level import TwoLevel as TwoLevel
@@ -33,7 +36,8 @@ def default_allocator(budget: Budget) -> Allocator:
     lowest, highest = WIDTHS[0], WIDTHS[-1]
     if not lowest <= budget.bits <= highest:
         raise BudgetInfeasible(
-            f"--bits {budget.bits:g} is out of reach: the reachable interval is [{lowest}, {highest}]"
+            f"--bits {budget.bits:g} is out of reach: the reachable interval is [{lowest}, {highest}]",
+            (lowest, highest),
         )
     if budget.bits <= 3:
         return ThreeLevel()

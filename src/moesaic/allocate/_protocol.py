@@ -12,7 +12,9 @@ Importance = Scores | CostTable | None
 class Allocator(Protocol):
     """Turns importance and a budget into a plan that never exceeds the budget.
 
-    An allocator that needs costs has the class attribute `needs_costs = True`; the others rank by scores.
+    An allocator that needs costs has the class attribute `needs_costs = True`; the others rank by scores. One that
+    looks at neither has `needs_scores = False`, one that can meet a few budgets only names them in `only_budgets`, and
+    one that may be given the entries of experts as if they were experts has `takes_entries = True`.
     """
 
     def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Importance) -> BitPlan:
@@ -35,3 +37,13 @@ class Allocator(Protocol):
 def needs_costs(allocator: Allocator) -> bool:
     """Whether the allocator weighs costs, and not scores."""
     return bool(getattr(allocator, "needs_costs", False))
+
+
+def needs_scores(allocator: Allocator) -> bool:
+    """Whether the allocator looks at scores or costs at all."""
+    return bool(getattr(allocator, "needs_scores", True))
+
+
+def only_budgets(allocator: Allocator) -> tuple[int, ...]:
+    """The budgets that the allocator can meet, if they are few; else empty."""
+    return tuple(getattr(allocator, "only_budgets", ()))

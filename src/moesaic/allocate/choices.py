@@ -11,7 +11,17 @@ import numpy.typing as npt
 
 from moesaic.allocate._protocol import Importance
 from moesaic.errors import BudgetInfeasible, InvalidPlan, UsageError
-from moesaic.records import WIDTHS, BitPlan, Budget, CostTable, LayerBits, LayerShape
+from moesaic.records import (
+    ENTRIES,
+    WIDTHS,
+    BitPlan,
+    Budget,
+    CostTable,
+    LayerBits,
+    LayerShape,
+    entry_layer,
+    layer_of_entry,
+)
 
 Costs = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
@@ -21,9 +31,25 @@ Flags = npt.NDArray[np.bool_]
 def shapes_of(costs: CostTable) -> list[LayerShape]:
     """The MoE layers as a cost table knows them; experts of one weight where it does not say their size.
 
-    Plans give both entries of an expert one width, so that all weights are put down to the first entry.
+    Where costs are of whole experts, plans give both entries one width, so that all weights are put down to the first.
+
+    Raises:
+        InvalidPlan: costs of one entry without those of the other.
     """
+    if costs.per_matrix:
+        return _shapes_of_entries(costs)
     return [LayerShape(layer, len(rows), costs.weights.get(layer, 1), 0) for layer, rows in costs.layers.items()]
+
+
+def _shapes_of_entries(costs: CostTable) -> list[LayerShape]:
+    shapes = []
+    for layer in dict.fromkeys(map(layer_of_entry, costs.layers)):
+        names = [entry_layer(layer, entry) for entry in ENTRIES]
+        counts = [len(costs.layers.get(name, ())) for name in names]
+        if counts[0] != counts[1]:
+            raise InvalidPlan(f"the costs have {counts[0]} experts for {names[0]} and {counts[1]} for {names[1]}")
+        shapes.append(LayerShape(layer, counts[0], *(costs.weights.get(name, 1) for name in names)))
+    return shapes
 
 
 def demand_costs(given: Importance, shapes: list[LayerShape], method: str) -> CostTable:
@@ -124,7 +150,8 @@ def check_interval(budget: Budget, lowest: float, widths: tuple[int, ...]) -> No
         shown = math.ceil(lowest * 10_000 - 1e-6) / 10_000  # rounded up, so that the number shown can be used
         raise BudgetInfeasible(
             f"--bits {budget.bits:g} is out of reach with the levels {', '.join(map(str, widths))}: "
-            f"the reachable interval is [{shown:g}, {widths[-1]}]"
+            f"the reachable interval is [{shown:g}, {widths[-1]}]",
+            (shown, widths[-1]),
         )
 
 

@@ -67,6 +67,7 @@ class GlobalMilp:
     """
 
     needs_costs: ClassVar[bool] = True
+    takes_entries: ClassVar[bool] = True
 
     levels: tuple[int, ...] | None = None
     at_least_one: tuple[int, ...] = ()

@@ -32,7 +32,8 @@ def check_reachable(budget: Budget, lowest: int, highest: int, *, levels: tuple[
     if not lowest - 1e-9 <= budget.bits <= highest + 1e-9:
         raise BudgetInfeasible(
             f"--bits {budget.bits:g} is out of reach with the levels {', '.join(map(str, levels))}: "
-            f"the reachable interval is [{lowest}, {highest}]"
+            f"the reachable interval is [{lowest}, {highest}]",
+            (lowest, highest),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moesaic.allocate._protocol import Importance
 from moesaic.allocate.ranks import plan_by_rank
@@ -13,6 +14,10 @@ from moesaic.records import WIDTHS, BitPlan, Budget, LayerShape
 @dataclass(frozen=True)
 class Uniform:
     """Every expert gets the budget's width, which must be one of 1, 2, 3, 4, 8, 16."""
+
+    needs_scores: ClassVar[bool] = False
+    only_budgets: ClassVar[tuple[int, ...]] = WIDTHS
+    takes_entries: ClassVar[bool] = True
 
     def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Importance = None) -> BitPlan:
         """Allocate; see `Allocator`. Scores and costs are not used."""

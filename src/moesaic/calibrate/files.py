@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from moesaic.errors import CorruptFile
@@ -19,6 +19,23 @@ STATS_FORMAT = "moesaic-stats/1"
 
 def save_stats(stats: ExpertStats, path: Path) -> None:
     """Write the file form, replacing the file only when it is complete."""
+    tensors, metadata = _file_form(stats)
+    draft = path.with_name(path.name + ".draft")
+    try:
+        save_file(tensors, draft, metadata)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def stats_bytes(stats: ExpertStats) -> int:
+    """How large the file is going to be."""
+    tensors, metadata = _file_form(stats)
+    return len(save(tensors, metadata))
+
+
+def _file_form(stats: ExpertStats) -> tuple[dict[str, Tensor], dict[str, str]]:
     head = {
         "format": STATS_FORMAT,
         "bits": list(stats.bits),
@@ -31,13 +48,7 @@ def save_stats(stats: ExpertStats, path: Path) -> None:
         for name, layer in stats.layers.items()
         for role, tensor in layer.tensors().items()
     }
-    draft = path.with_name(path.name + ".draft")
-    try:
-        save_file(tensors, draft, {"moesaic": json.dumps(head)})
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    return tensors, {"moesaic": json.dumps(head)}
 
 
 def load_stats(path: Path) -> ExpertStats:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moesaic.checkpoint.headers import INDEX as INDEX
-from moesaic.checkpoint.headers import SINGLE as SINGLE
+from moesaic.checkpoint.headers import INDEX as INDEX  # noqa: PLC0414
+from moesaic.checkpoint.headers import SINGLE as SINGLE  # noqa: PLC0414
 from moesaic.checkpoint.headers import Entry, read_all_entries, read_entries
-from moesaic.checkpoint.headers import find_shards as find_shards
+from moesaic.checkpoint.headers import find_shards as find_shards  # noqa: PLC0414
 from moesaic.errors import CorruptFile
 
 DTYPES = {

@@ -58,13 +58,13 @@ def shard_names(count: int) -> list[str]:
 
 
 def lay_out(specs: list[TensorSpec]) -> tuple[bytes, dict[str, tuple[int, TensorSpec]], int]:
-    """How tensors lie in one file.
+    """How the tensors of one file lie.
 
     uint8 tensors come first: packed blobs are multiples of 64 bytes long, so that all of them are aligned when the
     data section is.
 
     Returns:
-        The header, padded; every tensor's byte offset in the data section; bytes of the data section.
+        The header with its length before it, the offset of each tensor in the data section, and that section's size.
     """
     ordered = sorted(specs, key=lambda spec: spec.dtype != torch.uint8)  # stable
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -76,11 +76,18 @@ def lay_out(specs: list[TensorSpec]) -> tuple[bytes, dict[str, tuple[int, Tensor
         places[spec.name] = (offset, spec)
         offset += spec.size
     text = json.dumps(header, separators=(",", ":")).encode()
-    return text + b" " * (-(8 + len(text)) % ALIGNMENT), places, offset
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, places, offset
+
+
+def file_bytes(specs: list[TensorSpec]) -> int:
+    """How long the file of these tensors is going to be."""
+    header, _, size = lay_out(specs)
+    return len(header) + size
 
 
 class ShardFile:
-    """One safetensors file of known contents, filled in any order; `lay_out` says where."""
+    """One safetensors file of known contents, filled in any order; see `lay_out`."""
 
     def __init__(self, path: Path, specs: list[TensorSpec]) -> None:
         """Lay down the header and the size; an existing file of that size keeps its data.
@@ -89,15 +96,15 @@ class ShardFile:
             StorageFull: no room for the file.
         """
         self.path = path
-        text, self._places, offset = lay_out(specs)
-        self._base = 8 + len(text)
+        header, self._places, size = lay_out(specs)
+        self._base = len(header)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self.fresh = os.fstat(self._file).st_size != self._base + offset
+            self.fresh = os.fstat(self._file).st_size != self._base + size
             if self.fresh:
                 os.ftruncate(self._file, 0)
-                _allocate(self._file, self._base + offset)
-            self._put(0, len(text).to_bytes(8, "little") + text)
+                _allocate(self._file, self._base + size)
+            self._put(0, header)
         except OSError as error:
             os.close(self._file)
             raise storage_error(error, path) from error

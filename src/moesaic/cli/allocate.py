@@ -40,7 +40,8 @@ def command(
     output.begin(libraries=model is not None)
     given = _read(file)
     name = allocator or ("global" if isinstance(given, CostTable) else None)
-    options = CompressOptions(bits=bits, allocator=name, levels=p.parse_levels(levels))
+    by_matrix = isinstance(given, CostTable) and given.per_matrix
+    options = CompressOptions(bits=bits, allocator=name, levels=p.parse_levels(levels), per_matrix=by_matrix)
     knobs = {"at_least_one": p.parse_at_least(at_least), "form": form, "solver": solver}
     made = options.make_allocator(**{knob: value for knob, value in knobs.items() if value is not None})
     if model is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -45,19 +44,19 @@ def bit_map(layers: _Layers, *, width: int) -> Iterator[Text]:
                 label = ""
 
 
-def legend(layers: _Layers) -> Text:
-    """How many experts have each width; an expert whose entries differ counts half for each."""
+def legend(layers: _Layers) -> Iterator[Text]:
+    """What the symbols mean and how many experts have each, a line a width.
+
+    An expert whose entries differ counts half for each.
+    """
     counts: Counter[int] = Counter()
     for entries in layers.values():
         counts.update(entries["gate_up"])
         counts.update(entries["down"])
-    text = Text("  ")
     for width in sorted(counts):
-        text.append(symbol(width), style=_STYLES.get(width, ""))
-        kept = " (kept as it was)" if width == LARGEST else ""
-        text.append(f" {width} bits{kept}: {counts[width] / 2:g} experts   ")
-    text.rstrip()
-    return text
+        line = Text("  ").append(symbol(width), style=_STYLES.get(width, ""))
+        what = "kept as they were" if width == LARGEST else f"{width} bits" if width > 1 else "1 bit"
+        yield line.append(f"  {what}: {counts[width] / 2:g} experts")
 
 
 def symbol(width: int) -> str:
@@ -66,16 +65,10 @@ def symbol(width: int) -> str:
 
 
 def _labels(names: list[str]) -> dict[str, str]:
-    """Short labels: what differs between the names. `model.layers.3.mlp.experts` -> `layer 3`"""
-    if len(names) < 2:
-        return {name: name for name in names}
-    start = len(os.path.commonprefix(names))
-    end = len(os.path.commonprefix([name[::-1] for name in names]))
-    cut = {name: name[start : len(name) - end] for name in names}
-    numbers = {
-        name: "".join(each for each in name[: len(name) - end] if each.isdigit() or each == ".") for name in names
-    }
-    plain = {name: numbers[name].rpartition(".")[2] for name in names}
-    if len(set(plain.values())) == len(names) and all(plain.values()):
-        return {name: f"layer {number}" for name, number in plain.items()}
-    return cut if all(cut.values()) else {name: name for name in names}
+    """`model.layers.3.mlp.experts` -> `layer 3`, where that tells the layers apart; else the whole names."""
+    numbers = {name: [part for part in name.split(".") if part.isdigit()] for name in names}
+    if all(numbers.values()):
+        labels = {name: f"layer {found[0]}" for name, found in numbers.items()}
+        if len(set(labels.values())) == len(names):
+            return labels
+    return {name: name for name in names}

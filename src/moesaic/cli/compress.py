@@ -26,7 +26,6 @@ def command(
             rich_help_panel="This run",
         ),
     ] = False,
-    recipe: p.Recipe = None,
     overwrite: p.Overwrite = False,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
@@ -70,11 +69,13 @@ def summarize(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "router_norm_form": details.get("router_norm_form"),
         "requested_bits": manifest["plan"]["requested_bits"],
         "calibration": manifest["calibration"],
+        "requested": manifest["plan"].get("requested", {}),
         "code_bits": manifest["code_bits"],
         "stored_bpw": manifest["stored_bpw"],
         "expert_bytes": manifest["expert_bytes"],
         "expert_weights": manifest["expert_weights"],
         "total_bytes": manifest["total_bytes"],
+        "folder_bytes": manifest["plan"]["reached"]["size"],
     }
 
 
@@ -97,6 +98,9 @@ def _print(summary: dict[str, Any]) -> None:
                 f"{share['after']:.1%} after"
             )
     print(f"  code bits     {summary['code_bits']:.3f} a weight of the experts{asked}")
-    print(f"  stored        {summary['stored_bpw']:.3f} bits a weight, scales and padding included")
+    bpw, size = (summary["requested"].get(name) for name in ("bpw", "size"))
+    limit = "" if bpw is None else f" (asked for at most {bpw:g})"
+    print(f"  stored        {summary['stored_bpw']:.3f} bits a weight, scales and padding included{limit}")
     print(f"  experts       {size_text(summary['expert_bytes'])}")
-    print(f"  whole folder  {size_text(summary['total_bytes'])}")
+    limit = "" if size is None else f" (asked for at most {size_text(size)})"
+    print(f"  whole folder  {size_text(summary['folder_bytes'])}{limit}")

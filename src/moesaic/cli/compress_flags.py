@@ -17,16 +17,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompressFlags:
-    """One field an option; names and defaults are those of `CompressOptions`, but for `shard_size` in GB."""
+    """One field an option; names and defaults are those of `CompressOptions`, but for `shard_size` in GB.
+
+    `recipe` is a file that they may come from.
+    """
 
     bits: Annotated[
         float | None, typer.Option(help="Average code bits of an expert's weight.", rich_help_panel="How many bits")
+    ] = None
+    bpw: Annotated[
+        float | None,
+        typer.Option(
+            help="At most so many stored bits a weight of the experts, scales and padding included.",
+            rich_help_panel="How many bits",
+        ),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="At most this size of the whole folder, everything included, such as 16GB or 15GiB.",
+            rich_help_panel="How many bits",
+        ),
     ] = None
     plan: Annotated[
         Path | None, typer.Option(help="Use this plan file instead of a rule.", rich_help_panel="How many bits")
     ] = None
     allocator: p.AllocatorName = None
     levels: p.Levels = None
+    per_matrix: p.PerMatrix = False
     other_bits: Annotated[
         int,
         typer.Option(
@@ -63,6 +81,7 @@ class CompressFlags:
     shard_size: Annotated[
         float, typer.Option(min=0.001, help="Largest file of tensors, in GB.", rich_help_panel="This run")
     ] = 5.0
+    recipe: p.Recipe = None
 
     def options(self, **instead: Any) -> CompressOptions:
         """What they ask for.
@@ -76,6 +95,8 @@ class CompressFlags:
         from moesaic.options import CompressOptions
 
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["recipe"]  # its values are in the others
+        values["size"] = p.parse_size(values["size"])
         values["levels"] = p.parse_levels(values["levels"])
         values["calibration"] = p.parse_files(values["calibration"])
         values["shard_bytes"] = int(values.pop("shard_size") * 1e9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich import box
@@ -95,6 +96,16 @@ def table(*heads: str) -> Table:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, header_style="bold")
     for place, head in enumerate(heads):
         made.add_column(head, justify="right" if place else "left", no_wrap=place < 2)
+    return made
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """Lines of a name and what is to be said of it."""
+    made = Table.grid(padding=(0, 1, 0, 2), pad_edge=True)
+    made.add_column(no_wrap=True)
+    made.add_column()
+    for name, words in rows:
+        made.add_row(name, words)
     return made
 
 

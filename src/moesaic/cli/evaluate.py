@@ -169,9 +169,10 @@ def _task_table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title="tasks", title_justify="left")
-    table.add_column("measure")
-    for name in ("value", "95 % interval", "full precision", "difference, 95 % interval"):
-        table.add_column(name, justify="right")
+    table.add_column("measure", no_wrap=True)
+    for name in ("value", "95 % interval", "reference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("difference, 95 % interval", justify="right")  # two lines in a narrow terminal
     for task in [*found["tasks"], *found["lm_eval"]]:
         table.add_row(task["task"], f"{task['items']} items")
         for measure, figure in task["figures"].items():

@@ -75,19 +75,21 @@ def _show_checkpoint(folder: Path, output: Output, *, check: bool) -> None:
 
 
 def _print_checkpoint(found: Overview, *, checked: bool) -> None:
-    from moesaic.cli.console import count_text, paper, size_text
+    from moesaic.cli.console import count_text, facts, paper, size_text
 
     console = paper()
     console.print(f"{found.folder}: {found.config.get('model_type', 'no model type')}", style="bold")
-    console.print(f"  files            {found.files} with {found.tensors} tensors, {size_text(found.total_bytes)}")
-    console.print(f"  weights          {count_text(found.weights)}{_active(found)}")
-    console.print(f"  layers           {found.layers or '?'}, {len(found.blocks)} of them with experts")
-    for line in _blocks(found):
-        console.print(f"  {line}")
+    rows = [
+        ("files", f"{found.files} with {found.tensors} tensors, {size_text(found.total_bytes)}"),
+        ("weights", f"{count_text(found.weights)}{_active(found)}"),
+        ("layers", f"{found.layers or '?'}, {len(found.blocks)} of them with experts"),
+        *(("experts", line) for line in _blocks(found)),
+    ]
     if found.blocks:
-        console.print(f"  top-k            {found.top_k or 'not said by config.json'}")
-        console.print(f"  shared experts   {'yes' if found.shared_experts else 'none'}")
-        console.print(f"  router           {'; '.join(found.router_form())}")
+        rows.append(("top-k", str(found.top_k or "not said by config.json")))
+        rows.append(("shared experts", "yes" if found.shared_experts else "none"))
+        rows.append(("router", "; ".join(found.router_form())))
+    console.print(facts(rows))
     console.print()
     console.print(_kinds(found.kinds))
     reason = found.refusal()
@@ -111,10 +113,8 @@ def _blocks(found: Overview) -> list[str]:
 
     lines = []
     for (experts, weights), run in groupby(found.blocks, key=lambda block: (block.experts, block.expert_weights)):
-        blocks = list(run)
-        lines.append(
-            f"experts          {experts} of {count_text(weights)} weights in {_span([b.name for b in blocks])}"
-        )
+        names = [block.name for block in run]
+        lines.append(f"{experts} of {count_text(weights)} weights in {_span(names)}")
     return lines
 
 
@@ -152,33 +152,32 @@ def _show_packed(folder: Path, output: Output) -> None:
         name: {entry: [int(width) for width in text.split()] for entry, text in entries.items()}
         for name, entries in experts.items()
     }
-    left = ("files", "scores", "plan")
-    found = {"folder": str(folder), "packed": True, **{key: manifest[key] for key in manifest if key not in left}}
-    output.print(
-        {**found, "plan": manifest.get("plan"), "files": len(manifest["files"])},
-        lambda: _print(folder, manifest, layers),
-    )
+    found = {key: value for key, value in manifest.items() if key != "scores"}
+    found |= {"folder": str(folder), "packed": True, "files": len(manifest["files"])}
+    output.print(found, lambda: _print(folder, manifest, layers))
 
 
 def _print(folder: Path, manifest: Mapping[str, Any], layers: Mapping[str, Mapping[str, list[int]]]) -> None:
     from moesaic.cli.bit_map import bit_map, legend
-    from moesaic.cli.console import paper, size_text
+    from moesaic.cli.console import facts, paper, size_text
 
     console: Console = paper()
     source, options = manifest["source"], manifest["options"]
     console.print(f"{folder}: packed by moesaic {manifest['versions']['moesaic']}", style="bold")
-    console.print(f"  made from        {source['name']} ({source['model_type']})")
-    console.print(f"  method           {manifest['plan']['method']}")
     grid = "symmetric" if options["symmetric"] else "asymmetric"
-    console.print(f"  rounding         {options['quantizer']}, groups of {options['group_size']}, {grid}")
-    console.print(f"  other layers     {options['other_bits']} bits")
-    console.print(f"  code bits        {manifest['code_bits']:.3f} a weight of the experts")
-    console.print(f"  stored           {manifest['stored_bpw']:.3f} bits a weight, scales and padding included")
-    console.print(f"  experts          {size_text(manifest['expert_bytes'])}")
-    console.print(f"  whole folder     {size_text(manifest['total_bytes'])} in {len(manifest['files'])} files")
+    rows = [
+        ("made from", f"{source['name']} ({source['model_type']})"),
+        ("method", manifest["plan"]["method"]),
+        ("rounding", f"{options['quantizer']}, groups of {options['group_size']}, {grid}"),
+        ("other layers", f"{options['other_bits']} bits"),
+        ("code bits", f"{manifest['code_bits']:.3f} a weight of the experts"),
+        ("stored", f"{manifest['stored_bpw']:.3f} bits a weight, scales and padding included"),
+        ("experts", size_text(manifest["expert_bytes"])),
+        ("whole folder", f"{size_text(manifest['total_bytes'])} in {len(manifest['files'])} files"),
+    ]
+    console.print(facts(rows))
     if layers:
         console.print("\nBits of the experts: a line a layer, a digit an expert, expert 0 first")
-        for line in bit_map(layers, width=console.width):
+        for line in (*bit_map(layers, width=console.width), *legend(layers)):
             console.print(line, no_wrap=True, crop=False)
-        console.print(legend(layers))
     console.print("\n  `moesaic verify` checks the files against their hashes.", style="dim")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +76,14 @@ Solver = Annotated[
     str | None,
     typer.Option(
         help="Solver of global: milp (exact), lagrangian (fast, says its gap) or auto.  [default: auto]",
+        rich_help_panel="How many bits",
+    ),
+]
+PerMatrix = Annotated[
+    bool,
+    typer.Option(
+        "--per-matrix",
+        help="Widths of their own for gate/up and for down, with --allocator global or uniform.",
         rich_help_panel="How many bits",
     ),
 ]
@@ -172,7 +182,7 @@ def _use_recipe(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-_FILES = ("plan", "initial")  # in a recipe, their paths are seen from its folder
+_FILES = ("plan", "initial", "stats")  # in a recipe, their paths are seen from its folder
 Recipe = Annotated[
     Path | None,
     typer.Option(
@@ -192,6 +202,22 @@ def parse_levels(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of widths such as 2,3") from None
+
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_size(text: str | None) -> int | None:
+    """`"16GB"` -> 16 000 000 000, `"1.5GiB"` -> 1 610 612 736, rounded down to whole bytes."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]+)\s*", text)
+    if found is None or found[2].lower() not in _UNITS:
+        raise typer.BadParameter(
+            f"{text!r} is not a size: give a number with a unit, such as 16GB (billions of bytes) or 16GiB (2^30 bytes)"
+        )
+    return int(Decimal(found[1]) * _UNITS[found[2].lower()])
 
 
 def parse_at_least(text: str | None) -> tuple[int, ...] | None:

@@ -73,7 +73,6 @@ def command(
     measure: Annotated[
         bool, typer.Option(help="Make samples to predict time and memory.", rich_help_panel="This run")
     ] = True,
-    recipe: p.Recipe = None,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
 ) -> None:
@@ -86,7 +85,7 @@ def command(
     options = [flags.options(**budget) for budget in budgets(bits=bits)]
     output.begin()
     set_threads(threads)
-    wishes = {"context": context, "gpu_hour": gpu_hour, "accelerator": accelerator, "measure": measure}
+    wishes: dict[str, Any] = {"context": context, "gpu_hour": gpu_hour, "accelerator": accelerator, "measure": measure}
     show_forecasts(model, options, output, costs=costs, trust_remote_code=trust_remote_code, **wishes)
 
 
@@ -151,9 +150,8 @@ def _print_one(name: str, found: Forecast) -> None:
     layers = {layer: {"gate_up": bits.gate_up, "down": bits.down} for layer, bits in found.plan.layers.items()}
     console.print(f"{name}: {found.plan.method}", style="bold", highlight=False)
     console.print("\nBits of the experts: a line a layer, a digit an expert, expert 0 first")
-    for line in bit_map(layers, width=console.width):
+    for line in (*bit_map(layers, width=console.width), *legend(layers)):
         console.print(line, no_wrap=True, crop=False)
-    console.print(legend(layers))
     console.print("\nBytes by kind of weight")
     console.print(_kinds(found))
     console.print("\nWhat the run gives and needs")
@@ -175,8 +173,8 @@ def _print_many(found: list[Forecast]) -> None:
 
     console = paper()
     console.print("What each budget gives", style="bold")
-    made = table("asked", "code bits", "stored bits", "experts", "folder", "cost", "")
     known = [each.cost for each in found if each.cost is not None]
+    made = table("asked", "code bits", "stored bits", "experts", "folder", *(("cost", "") if known else ()))
     for each in found:
         asked = each.plan.requested_bits
         made.add_row(
@@ -185,9 +183,9 @@ def _print_many(found: list[Forecast]) -> None:
             f"{each.figures['stored_bpw'].value:.3f}",
             size_text(each.kinds[0].after),
             size_text(each.folder_bytes),
-            "-" if each.cost is None else f"{each.cost:.4g}",
-            "" if each.cost is None else _bar(each.cost, known),
+            *(_cost_cells(each.cost, known) if known else ()),
         )
+    made.columns[-1].justify = "left" if known else "right"
     console.print(made)
     source = found[0].figures["cost"].source
     console.print(f"  stored bits and sizes: from the format, to the byte; cost: {source}", style="dim")
@@ -201,9 +199,12 @@ def _asked(found: Forecast) -> str:
     return "plan" if bits is None else f"{bits:g} bits"
 
 
-def _bar(value: float, known: list[float]) -> str:
-    """A bar as long as the value, between nothing and the largest."""
-    return "█" * max(1, round(20 * value / max(known))) if max(known) > 0 and value >= 0 else ""
+def _cost_cells(cost: float | None, known: list[float]) -> tuple[str, str]:
+    """A cost, and a bar as long as it is beside the largest."""
+    if cost is None:
+        return "-", ""
+    bar = "█" * max(1, round(20 * cost / max(known))) if max(known) > 0 and cost >= 0 else ""
+    return f"{cost:.4g}", bar
 
 
 def _kinds(found: Forecast) -> Table:
@@ -272,12 +273,17 @@ def _how_many(number: int) -> str:
 
 
 def _print_running(console: Any, found: list[Forecast]) -> None:
-    for each in found:
-        run = each.running
-        if run is not None:
-            console.print(
-                f"\nRunning cost ({_asked(each)}) at {run.price:g} an hour for {run.accelerator_gb:g} GB (--gpu-hour): "
-                f"before {run.before} x {run.price:g} = {run.before_hour:g} an hour, after {run.after} x {run.price:g} = "
-                f"{run.after_hour:g}; {run.before_hour - run.after_hour:g} saved.",
-                highlight=False,
-            )
+    from moesaic.cli.console import table
+
+    runs = [(_asked(each), each.running) for each in found if each.running is not None]
+    if not runs:
+        return
+    first = runs[0][1]
+    console.print(
+        f"\nRunning cost at {first.price:g} an hour (--gpu-hour) for {first.accelerator_gb:g} GB (--accelerator)"
+    )
+    made = table("", "needed", "an hour", "saved an hour")
+    made.add_row("before", str(first.before), f"{first.before_hour:g}", "")
+    for asked, run in runs:
+        made.add_row(asked, str(run.after), f"{run.after_hour:g}", f"{run.before_hour - run.after_hour:g}")
+    console.print(made)

@@ -34,15 +34,10 @@ _PARTS = ("value", "reference", "difference")
 
 def quality_figures(quality: Quality | None) -> dict[str, Any]:
     """Figures of a text with their intervals, all None where no text was read."""
-    measures = {
-        "perplexity": quality and quality.perplexity,
-        "perplexity_reference": quality and quality.perplexity_reference,
-        "kl": quality and quality.kl,
-        "top1_agreement": quality and quality.top1_agreement,
-    }
+    names = ("perplexity", "perplexity_reference", "kl", "top1_agreement")
     flat: dict[str, Any] = {}
-    for name, mean in measures.items():
-        flat |= _with_interval(name, mean)
+    for name in names:
+        flat |= _with_interval(name, None if quality is None else getattr(quality, name))
     return {**flat, "tokens": quality and quality.tokens, "windows": quality and quality.windows}
 
 
@@ -50,8 +45,8 @@ def routing_figures(routing: RoutingComparison | None) -> dict[str, Any]:
     """Figures of the routers, overall and by layer, all None where no routers were compared."""
     overall = None if routing is None else routing.overall()
     return {
-        **_with_interval("routing_same_set", overall and overall.same_set),
-        **_with_interval("routing_overlap", overall and overall.overlap),
+        **_with_interval("routing_same_set", None if overall is None else overall.same_set),
+        **_with_interval("routing_overlap", None if overall is None else overall.overlap),
         "routing_layers": None if routing is None else {name: _layer(each) for name, each in routing.layers().items()},
     }
 

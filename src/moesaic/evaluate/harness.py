@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from moesaic.errors import InvalidTask, UnknownName, UsageError
-from moesaic.evaluate.intervals import Z, paired_mean_difference, paired_share_difference
+from moesaic.evaluate.intervals import paired_mean_difference, paired_share_difference, share
 from moesaic.evaluate.local_tasks import Figure
 from moesaic.evaluate.quality import Mean
 from moesaic.registry import nearest
@@ -36,8 +36,7 @@ class HarnessTask:
         task: its name.
         version: of the task's definition.
         items: number of documents.
-        metrics: `metric` or `metric,filter` -> value; the interval is 1.96 of lm-eval's standard errors, and empty
-            where lm-eval gives none.
+        metrics: `metric` or `metric,filter` -> value; with an interval where it is a mean over the documents.
         samples: the same names -> value of each document, where a document has one.
     """
 
@@ -86,6 +85,7 @@ def run_lm_eval(
     """
     require_lm_eval()
     with _quietly(quiet):
+        # lm-eval's own bootstrap starts processes; the intervals are made from the documents' values here
         from lm_eval import simple_evaluate  # noqa: PLC0415
         from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
         from lm_eval.tasks import TaskManager  # noqa: PLC0415
@@ -95,7 +95,10 @@ def run_lm_eval(
         vocabulary = model.get_input_embeddings().num_embeddings
         batch = max(1, min(_LARGEST_BATCH, _BATCH_LOGITS // (vocabulary * longest)))
         try:
-            wrapped = HFLM(pretrained=model, tokenizer=tokenizer, max_length=longest, batch_size=batch)
+            # logarithms of probabilities in bfloat16, lm-eval's default, cannot tell likely options apart
+            wrapped = HFLM(
+                pretrained=model, tokenizer=tokenizer, max_length=longest, batch_size=batch, softmax_dtype="float32"
+            )
             found = simple_evaluate(
                 wrapped, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True
             )
@@ -140,15 +143,26 @@ def _task(name: str, found: dict[str, Any]) -> HarnessTask:
         metric, _, filter_ = key.partition(",")
         if not filter_ or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        error = found["results"][name].get(f"{metric}_stderr,{filter_}")
-        half = Z * error if isinstance(error, int | float) else 0.0
         shown = metric if filter_ == "none" else key
-        metrics[shown] = Mean(float(value), float(value) - half, float(value) + half)
         values = [each.get(metric) for each in documents if each.get("filter", filter_) == filter_]
         if values and all(isinstance(each, int | float) for each in values):
             samples[shown] = [float(each) for each in values]
+        metrics[shown] = _with_interval(float(value), samples.get(shown))
     version = str(found.get("versions", {}).get(name, "?"))
     return HarnessTask(name, version, items, metrics, samples)
+
+
+def _is_mean(value: float, samples: list[float] | None) -> bool:
+    return bool(samples) and abs(sum(samples or []) / len(samples or []) - value) < 1e-9
+
+
+def _with_interval(value: float, samples: list[float] | None) -> Mean:
+    """Wilson's interval for a share of items, the normal one for another mean over them, none for what is neither."""
+    if samples is None or not _is_mean(value, samples):
+        return Mean(value, value, value)
+    if set(samples) <= {0.0, 1.0}:
+        return share([each == 1 for each in samples])
+    return paired_mean_difference(samples, [0.0] * len(samples))
 
 
 def harness_figures(ours: HarnessTask, reference: HarnessTask | None = None) -> dict[str, Figure]:
@@ -169,7 +183,7 @@ def _difference(ours: HarnessTask, reference: HarnessTask, name: str) -> Mean | 
     mine, other = ours.samples.get(name), reference.samples.get(name)
     if mine is None or other is None or len(mine) != len(other):
         return None
-    if abs(sum(mine) / len(mine) - ours.metrics[name].value) > 1e-9:
+    if not _is_mean(ours.metrics[name].value, mine):
         return None
     if set(mine) | set(other) <= {0.0, 1.0}:
         return paired_share_difference([each == 1 for each in mine], [each == 1 for each in other])

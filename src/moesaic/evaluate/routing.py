@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moesaic.errors import UnsupportedModel
 from moesaic.evaluate.quality import Mean, mean_with_interval
 from moesaic.families import MoeLayer
 from moesaic.text import Window
@@ -62,8 +63,7 @@ class RoutingRecorder:
 
     def _note(self, layer: MoeLayer) -> Any:
         def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            index = positional[1] if len(positional) > 1 else named.get("top_k_index", named.get("selected_experts"))
-            self._calls.setdefault(layer.name, []).append(_chosen(index, layer))
+            self._calls.setdefault(layer.name, []).append(_chosen(_index(layer, positional, named), layer))
 
         return hook
 
@@ -75,6 +75,14 @@ class RoutingRecorder:
         taken = {name: torch.cat(calls) for name, calls in self._calls.items()}
         self._calls = {}
         return taken
+
+
+def _index(layer: MoeLayer, positional: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """What the experts module is told about which experts to use: its second argument."""
+    found = positional[1] if len(positional) > 1 else named.get("top_k_index", named.get("selected_experts"))
+    if not isinstance(found, Tensor):
+        raise UnsupportedModel(f"{layer.name} is not called with the experts of each token: its routing is unknown")
+    return found
 
 
 def _chosen(index: Tensor, layer: MoeLayer) -> Tensor:

@@ -14,6 +14,7 @@ only: they have no gradient.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import os
@@ -269,7 +270,9 @@ def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor as the native module wants it; itself when it is so already."""
     if tensor.requires_grad:
         tensor = tensor.detach()
-    return tensor.to(dtype).contiguous()
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def _given(bias: Tensor | None) -> Any:
@@ -313,6 +316,10 @@ def _plan_of(spec: str) -> _Plan:
     places = [-1, *(-1 if expert in stored else expert for expert in range(len(first.widths)))]
     tensors = tuple(len(set(entry.widths) - {STORED_WIDTH}) for entry in (first, second))
     return _Plan(layer, stored, torch.tensor(places), (tensors[0], tensors[1]))
+
+
+# before the interpreter takes the native module apart, which would complain about objects that are still there
+atexit.register(_plan_of.cache_clear)
 
 
 # The slow way -----------------------------------------------------------------------------------------------------

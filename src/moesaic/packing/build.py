@@ -199,8 +199,9 @@ class PackedBuild:
     def make_expert(self, layer: MoeLayer, expert: int) -> list[Tensor]:
         """One expert as `run` writes it: read, rounded and packed, a tensor an entry; for a measurement beforehand."""
         weights = self.checkpoint.expert(layer, expert)
-        widths = self.plan.layers[layer.name]
-        return [self._entry_data(weights, entry, widths.entry(entry)[expert]) for entry in ENTRIES]
+        bits = self.plan.layers[layer.name]
+        rounded = self._round(weights, {entry: bits.entry(entry)[expert] for entry in ENTRIES})
+        return [_entry_data(weights, entry, rounded) for entry in ENTRIES]
 
     def make_linear(self, name: str) -> Tensor:
         """The weight of that name of a packed linear layer as `run` writes it; for a measurement beforehand."""
@@ -273,9 +274,8 @@ class PackedBuild:
             widths = {entry: layout.widths[expert] for entry, layout in layouts.items()}
             rounded = self._round(weights, widths) if guide is None else guide.expert(layer, expert, weights, widths)
             for entry, layout in layouts.items():
-                roles = [role for role in weights.matrices() if (role == "down") == (entry == "down")]
-                data = [pack(rounded[role]) if role in rounded else weights.matrices()[role] for role in roles]
-                job.write(entry_tensor(layer, entry, widths[entry]), torch.cat(data), row=layout.place(expert))
+                data = _entry_data(weights, entry, rounded)
+                job.write(entry_tensor(layer, entry, widths[entry]), data, row=layout.place(expert))
             for role, bias in weights.biases().items():
                 biases.setdefault(role, []).append(bias)
             progress.advance(layer.shape.expert_weights)
@@ -320,6 +320,12 @@ class PackedBuild:
             else:
                 job.write(name, guide.tensor(name, tensor) if guide else tensor)
             progress.advance(tensor.numel())
+
+
+def _entry_data(weights: ExpertWeights, entry: str, rounded: Mapping[str, QuantizedWeight]) -> Tensor:
+    """One expert's row of an entry's tensor: packed bytes, or the matrices as they were."""
+    matrices = {role: each for role, each in weights.matrices().items() if (role == "down") == (entry == "down")}
+    return torch.cat([pack(rounded[role]) if role in rounded else each for role, each in matrices.items()])
 
 
 def _layer_weights(layer: MoeLayer) -> int:

@@ -46,6 +46,13 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise OutputExists(f"{target} exists and is not a folder written by moesaic; --overwrite does not touch it")
 
 
+def index_of(file_of: Mapping[str, list[TensorSpec]]) -> dict[str, Any]:
+    """The index of a model of several files: which tensor lies in which."""
+    total = sum(spec.size for specs in file_of.values() for spec in specs)
+    places = {spec.name: name for name, specs in file_of.items() for spec in specs}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+
+
 class PackingJob:
     """Writes the tensors of a packed model, unit by unit."""
 
@@ -126,9 +133,7 @@ class PackingJob:
     def write_index(self) -> None:
         """Write the index that a model of several files needs."""
         if len(self._file_of) > 1:
-            total = sum(spec.size for specs in self._file_of.values() for spec in specs)
-            weight_map = dict(sorted(self._place.items()))
-            write_json(self.out / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            write_json(self.out / INDEX, index_of(self._file_of))
 
     def publish(self) -> None:
         """Give the complete folder its name. What stood there before goes away only now.

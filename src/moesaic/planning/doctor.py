@@ -50,16 +50,12 @@ def _software() -> Iterator[Finding]:
 
 def _processor() -> Iterator[Finding]:
     features = cpu_features()
-    yield Finding(
-        "processor", f"{processor_name()}; {' '.join(features) or 'no vector instructions that are used here'}"
-    )
+    yield Finding("processor", f"{processor_name()}; {' '.join(features) or 'no vector instructions used here'}")
     usable, total = cores()
     threads = torch.get_num_threads()
     words = f"torch uses {threads}; this process may run on {usable} of {total} processors"
     if threads > usable:
-        yield Finding(
-            "threads", words, "better", f"more threads than processors wait for each other: --threads {usable}"
-        )
+        yield Finding("threads", words, "better", f"threads beyond the processors only wait: --threads {usable}")
     elif threads < usable:
         set_by = "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "torch's choice"
         yield Finding("threads", f"{words} ({set_by})", "ok", f"--threads {usable} uses all of them")

@@ -12,16 +12,17 @@ from moesaic.allocate import needs_costs
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
-from moesaic.pipeline import make_plan
+from moesaic.pipeline import folder_files, make_plan
 from moesaic.planning.fit import Fit, RunningCost, fit_table, needed
 from moesaic.planning.kv_cache import KvCache, kv_cache
 from moesaic.planning.machine import disk_free, memory
 from moesaic.planning.rehearsal import Rehearsal, rehearse
-from moesaic.planning.sizes import KindChange, by_kind, folder_files
+from moesaic.planning.sizes import KindChange, by_kind
 from moesaic.progress import SILENT, Progress
 from moesaic.records import BitPlan, CostTable
 
 GB = 10**9
+_SYNCS_A_UNIT = 2  # a file of tensors and the journal, see `packing.job`
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def forecast(
     """Foresee what `compress` with these options gives and needs.
 
     Args:
-        checkpoint: the source. Scores are worked out as in `compress`; beside that only samples of its weights are read.
+        checkpoint: the source. Scores are worked out as in `compress`; else only samples of its weights are read.
         options: of the run.
         wishes: what to forecast beside.
         costs: what experts cost at each width: for the allocators that need it, and to predict the plan's cost.
@@ -131,11 +132,13 @@ def forecast(
     found, plan = _plan(checkpoint, options, costs, progress)
     planning = time.perf_counter() - start
     build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=options.other_bits)
-    kinds, files = by_kind(build), folder_files(build, None if isinstance(found, CostTable) else found, options)
+    kinds, files = by_kind(build), folder_files(build, found, options)
     table = costs or (found if isinstance(found, CostTable) else None)
     figures = {**_sizes(build, kinds, files), "cost": _cost_figure(plan, table)}
     if wishes.measure:
+        progress.start("measure", 1)
         figures |= needs(build, files, rehearse(build, wishes.place), planning, wishes)
+        progress.advance(1)
     context = wishes.context or min(8192, getattr(checkpoint.config, "max_position_embeddings", None) or 8192)
     cache = kv_cache(checkpoint.config, context)
     held = cache.size if cache else 0
@@ -216,6 +219,7 @@ def needs(
         "round": measured.round_seconds,
         "hash": (read + written) / measured.hash_rate,
         "write": written / measured.write_rate,
+        "sync": _SYNCS_A_UNIT * len(build.units()) * measured.sync_seconds,
     }
     words = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items())
     return {
@@ -228,6 +232,9 @@ def needs(
         "seconds": Figure(sum(parts.values()), "s", f"measured here on samples: {words}"),
         "read_rate": Figure(measured.read_rate, "bytes/s", "tensors of the checkpoint, not from the system's cache"),
         "write_rate": Figure(measured.write_rate, "bytes/s", "32 MB written and synchronised"),
+        "sync": Figure(
+            measured.sync_seconds, "s", "4 kB written and synchronised, which every part of the run does twice"
+        ),
     }
 
 

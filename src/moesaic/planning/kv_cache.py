@@ -46,9 +46,8 @@ def kv_cache(config: Any, context: int) -> KvCache | None:
         source = f"latent vectors: {len(lengths)} layers x ({latent} + {rotary}) x {item} bytes a token"
         return KvCache((latent + rotary) * item * tokens, source)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = (
-        getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // text.num_attention_heads
-    )
+    told = getattr(text, "head_dim", None) or getattr(text, "d_kv", None)
+    size = told or text.hidden_size // text.num_attention_heads
     source = f"keys and values: {len(lengths)} layers x 2 x {heads} heads x {size} x {item} bytes a token"
     windows = sum(length < context for length in lengths)
     if windows:
@@ -64,8 +63,9 @@ def _lengths(text: Any, context: int) -> list[int] | None:
     kinds = getattr(text, "layer_types", None)
     if kinds is None:
         window = getattr(text, "sliding_window", None)
-        used = window and getattr(text, "use_sliding_window", True)
-        return [min(context, window) if used else context] * count
+        if window and getattr(text, "use_sliding_window", True):
+            return [min(context, int(window))] * count
+        return [context] * count
     windows = {
         "full_attention": context,
         "sliding_attention": min(context, getattr(text, "sliding_window", None) or context),

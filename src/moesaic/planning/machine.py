@@ -76,15 +76,15 @@ def peak_memory() -> int:
 
 def cpu_features() -> list[str]:
     """The vector instruction sets of the processor that matter here, as Linux names them."""
-    wanted = ("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8")
-    wanted += ("asimd", "asimddp", "i8mm", "sve", "bf16")  # ARM
+    x86 = ("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8")
+    arm = ("asimd", "asimddp", "i8mm", "sve", "bf16")
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
     flags = set(next(lines, "").partition(":")[2].split())
-    return [name for name in wanted if name in flags]
+    return [name for name in (*x86, *arm) if name in flags]
 
 
 def cores() -> tuple[int, int]:

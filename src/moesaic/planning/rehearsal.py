@@ -1,6 +1,6 @@
 """A short measurement before a long run: the work of `compress` on a few samples, in this process.
 
-The largest expert, one expert of every width, the largest other linear layer and the largest tensor that is converted are
+The largest expert, one expert of every width, the largest other linear layer and the largest tensor that is kept are
 read, rounded and packed as they will be, and thrown away. What that takes in memory is what the run takes at its
 peak; what it takes in time is scaled to the whole model by weights.
 """
@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
-from moesaic.checkpoint.reader import Checkpoint
+from moesaic.checkpoint.reader import Checkpoint, Source
 from moesaic.families import MoeLayer
 from moesaic.packing.build import PackedBuild
 from moesaic.planning.machine import peak_memory
 
 SECONDS = 20.0  # after which no new sample is begun
 _PROBE_BYTES = 32 << 20
+_SYNCS = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Rehearsal:
         round_seconds: rounding and packing the whole model.
         read_rate, write_rate, hash_rate: bytes a second: from the disk and not its cache; to the disk, synchronised;
             through SHA-256.
+        sync_seconds: until a little that is written is on the disk.
     """
 
     peak_bytes: int
@@ -45,6 +47,7 @@ class Rehearsal:
     read_rate: float
     write_rate: float
     hash_rate: float
+    sync_seconds: float
 
 
 def rehearse(build: PackedBuild, place: Path, *, seconds: float = SECONDS) -> Rehearsal:
@@ -60,13 +63,15 @@ def rehearse(build: PackedBuild, place: Path, *, seconds: float = SECONDS) -> Re
     linear_seconds, linears = _linears(build)
     _largest_other(build)
     peak = peak_memory()  # before the buffers of what follows
+    write_rate, sync_seconds = _disk(place)
     return Rehearsal(
         peak_bytes=peak,
         samples=experts + linears,
         round_seconds=expert_seconds + linear_seconds,
         read_rate=_read_rate(build.checkpoint),
-        write_rate=_write_rate(place),
+        write_rate=write_rate,
         hash_rate=_hash_rate(),
+        sync_seconds=sync_seconds,
     )
 
 
@@ -76,7 +81,7 @@ def _experts(build: PackedBuild, end: float) -> tuple[float, int]:
     for layer in build.packed_layers:
         bits = build.plan.layers[layer.name]
         for expert in range(layer.experts):
-            key = (layer.matrices, bits.gate_up[expert], bits.down[expert])
+            key: tuple[object, ...] = (layer.matrices, bits.gate_up[expert], bits.down[expert])
             alike.setdefault(key, []).append((layer, expert))
     largest = max(alike, key=_bytes_of, default=None)
     order = sorted(alike, key=lambda key: (key != largest, -len(alike[key])))
@@ -124,7 +129,8 @@ def _linears(build: PackedBuild) -> tuple[float, int]:
 def _largest_other(build: PackedBuild) -> None:
     """Read the largest of the tensors that are kept, as `compress` will: for the peak of memory."""
     checkpoint = build.checkpoint
-    whole, cut = [], []
+    whole: list[Source] = []
+    cut: list[Source] = []
     for source in checkpoint.other_sources():
         if not any(name in build.linears for name in source.targets):
             (cut if source.converter is None else whole).append(source)
@@ -157,15 +163,20 @@ def _read_rate(checkpoint: Checkpoint) -> float:
     return read / max(spent, 1e-9)
 
 
-def _write_rate(place: Path) -> float:
+def _disk(place: Path) -> tuple[float, float]:
+    """Bytes a second to the disk, and the seconds that a little takes to get there."""
     data = os.urandom(1 << 20)
-    with tempfile.TemporaryFile(dir=place) as file:
+    with tempfile.TemporaryFile(dir=place, buffering=0) as file:
         start = time.perf_counter()
         for _ in range(_PROBE_BYTES >> 20):
             file.write(data)
-        file.flush()
         os.fsync(file.fileno())
-        return _PROBE_BYTES / (time.perf_counter() - start)
+        rate = _PROBE_BYTES / (time.perf_counter() - start)
+        start = time.perf_counter()
+        for _ in range(_SYNCS):
+            file.write(data[:4096])
+            os.fsync(file.fileno())
+        return rate, (time.perf_counter() - start) / _SYNCS
 
 
 def _hash_rate() -> float:

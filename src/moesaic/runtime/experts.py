@@ -87,7 +87,8 @@ class PackedExperts(nn.Module):
 
     def packed_layer(self) -> ExpertLayer:
         """The layer as the kernels want it; made again when the module got other tensors."""
-        tensors = (*self.gate_up._buffers.values(), *self.down._buffers.values(), *self._buffers.values())
+        parts = (self.gate_up, self.down, self)
+        tensors = tuple(each for part in parts for each in part._buffers.values() if each is not None)
         known = self._layer
         if known is not None and all(map(operator.is_, tensors, self._layer_of)):
             return known

@@ -1,0 +1,174 @@
+"""How fast is llama.cpp, or a fork of it, on the same expert layers? Times its llama-bench and our kernels in turns.
+
+For every type asked for, a model of a few layers with the dimensions of a real one is written as GGUF (random weights,
+experts of that type, all else Q8_0), and one without experts. What a token costs more with experts, over the number of
+layers, is the time of an expert layer; beside it stands ours at the nearest stored bits per weight, timed in the same
+round. Rounds go over all cases, so that a slow minute of the machine hits both sides.
+
+    python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K IQ2_XS Q4_K --threads 1 2
+    python benchmarks/llama_cpp.py --llama-bench ik_llama.cpp/build/bin/llama-bench --bench-args "-rtr 1"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import torch
+from gguf import GGMLQuantizationType as Type
+from random_layers import MODELS, PLANS, Dimensions, expert_bytes, random_layer, routes
+from synthetic_gguf import TYPES, Shape, bits_per_weight, write
+
+from moesaic.kernels import cpu, describe
+from moesaic.kernels.layer import ExpertLayer
+
+ARCHITECTURES = {"mixtral-8x7b": ("llama", 32, 8), "qwen3-30b-a3b": ("qwen3moe", 32, 4)}
+WITHOUT = "none"  # the model without experts
+
+
+@dataclass
+class Case:
+    """A type at a number of rows and threads; a sample a round. Seconds are those of one call for all rows."""
+
+    kind: str
+    rows: int  # 1: decode, more: prefill
+    threads: int
+    theirs: list[float] = field(default_factory=list)
+    ours: list[float] = field(default_factory=list)
+
+
+def stored_bits(layer: ExpertLayer, model: Dimensions) -> float:
+    """Stored bits of a weight of the layer, scales and zero points included."""
+    return (
+        8 * sum(expert_bytes(layer, expert) for expert in range(layer.experts)) / model.expert_weights / layer.experts
+    )
+
+
+def nearest_plan(bits: float, model: Dimensions) -> str:
+    """Our plan with the stored bits per weight nearest to `bits`."""
+    small = Dimensions(hidden=256, intermediate=256, experts=model.experts, top_k=model.top_k)
+    return min(PLANS, key=lambda plan: abs(stored_bits(random_layer(small, plan), small) - bits))
+
+
+def bench(program: Path, model: Path, case: Case, tokens: int, more: list[str]) -> float:
+    """Seconds of one call for `case.rows` tokens, from llama-bench."""
+    what = ["-p", "0", "-n", str(tokens)] if case.rows == 1 else ["-p", str(case.rows), "-n", "0"]
+    command = [str(program), "-m", str(model), "-t", str(case.threads), "-r", "1", "-o", "json", *what, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{shlex.join(command)}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return case.rows / tokens_per_second(done.stdout)
+
+
+def tokens_per_second(output: str) -> float:
+    """The single rate in llama-bench's JSON."""
+    results = json.loads(output[output.index("[") :])
+    if len(results) != 1:
+        raise SystemExit(f"llama-bench printed {len(results)} results where one was asked for")
+    return float(results[0]["avg_ts"])
+
+
+def our_seconds(layer: ExpertLayer, model: Dimensions, case: Case) -> float:
+    """Seconds of one of our expert layers."""
+    os.environ["MOESAIC_NUM_THREADS"] = str(case.threads)
+    x, weights = torch.randn(case.rows, model.hidden), torch.full((case.rows, model.top_k), 1 / model.top_k)
+    indices = routes(model, case.rows, max(4, model.experts // model.top_k) if case.rows == 1 else 1)
+    cpu.experts(x, indices[-1], weights, layer)
+    start = time.perf_counter()
+    for index in indices:
+        cpu.experts(x, index, weights, layer)
+    return (time.perf_counter() - start) / len(indices)
+
+
+def write_models(folder: Path, shape: Shape, kinds: list[str]) -> dict[str, Path]:
+    """One file for each type, and one without experts."""
+    paths = {kind: folder / f"{kind}.gguf" for kind in [*kinds, WITHOUT]}
+    for kind, path in paths.items():
+        if not path.is_file():
+            write(
+                path,
+                shape if kind != WITHOUT else shape.without_experts(),
+                Type[kind] if kind != WITHOUT else Type.Q8_0,
+            )
+    return paths
+
+
+def report(
+    cases: list[Case], plans: dict[str, str], layers: dict[str, ExpertLayer], options: argparse.Namespace
+) -> None:
+    """Medians; the layer's time is the median of the differences inside a round."""
+    model = MODELS[options.model]
+    print(f"{'type':>8} {'bpw':>5} {'ours':>10} {'bpw':>5} threads  rows  tokens/s  ms/layer  ours  times")
+    without = {(case.rows, case.threads): case.theirs for case in cases if case.kind == WITHOUT}
+    for case in cases:
+        if case.kind == WITHOUT:
+            continue
+        pairs = zip(case.theirs, without[case.rows, case.threads], strict=True)
+        theirs = statistics.median((whole - rest) / options.layers for whole, rest in pairs)
+        ours, rate = statistics.median(case.ours), case.rows / statistics.median(case.theirs)
+        plan = plans[case.kind]
+        bits, our_bits = bits_per_weight(Type[case.kind]), stored_bits(layers[plan], model)
+        print(
+            f"{case.kind:>8} {bits:>5.2f} {plan:>10} {our_bits:>5.2f} {case.threads:>7} {case.rows:>5} {rate:>9.1f} "
+            f"{1e3 * theirs:>9.2f} {1e3 * ours:>5.2f} {theirs / ours:>6.2f}"
+        )
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    """Write the models, go round, report."""
+    model = MODELS[options.model]
+    architecture, heads, key_value_heads = ARCHITECTURES[options.model]
+    shape = Shape(
+        architecture,
+        model.hidden,
+        model.intermediate,
+        model.experts,
+        model.top_k,
+        options.layers,
+        heads,
+        key_value_heads,
+    )
+    paths = write_models(folder, shape, options.types)
+    plans = {kind: nearest_plan(bits_per_weight(Type[kind]), model) for kind in options.types}
+    layers = {plan: random_layer(model, plan) for plan in set(plans.values())}
+    cases = [Case(*key) for key in product([WITHOUT, *options.types], options.rows, options.threads)]
+    for _ in range(options.rounds):
+        for case in cases:
+            case.theirs.append(bench(options.llama_bench, paths[case.kind], case, options.tokens, options.bench_args))
+            if case.kind != WITHOUT:
+                case.ours.append(our_seconds(layers[plans[case.kind]], model, case))
+    report(cases, plans, layers, options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama-bench", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--bench-args", type=shlex.split, default=[], help="more options for it, such as '-rtr 1'")
+    parser.add_argument("--model", choices=MODELS, default="mixtral-8x7b")
+    parser.add_argument("--types", nargs="+", choices=[kind.name for kind in TYPES], default=["Q2_K", "Q3_K", "Q4_K"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 128, 512])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=32, help="generated in a decode run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="keep the GGUF files here, and use those that are there")
+    options = parser.parse_args()
+    print(f"{options.model}, {options.layers} layers, ours: {describe('cpu', 'cpu')}")
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        return run(options, options.folder)
+    with tempfile.TemporaryDirectory() as folder:
+        return run(options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Budgets in bytes: stored bits per weight, or the size of the whole folder.
+
+Neither is ever exceeded. The size of a plan is known to the byte from the headers of the checkpoint (`packing.sizes`);
+the largest plan that fits is searched for (`allocate.fit`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from moesaic.allocate import only_budgets
+from moesaic.allocate.fit import Fit, largest_fit
+from moesaic.checkpoint.reader import Checkpoint
+from moesaic.errors import BudgetInfeasible
+from moesaic.options import CompressOptions
+from moesaic.packing.build import PackedBuild
+from moesaic.records import BitPlan, Budget, CostTable, Scores
+
+
+@dataclass(frozen=True)
+class ByteBudget:
+    """What a plan may take, and how to find out what it takes.
+
+    Attributes:
+        checkpoint: the model.
+        options: with `bpw` or `size`.
+        folder_of: the bytes of the folder that a build makes.
+    """
+
+    checkpoint: Checkpoint
+    options: CompressOptions
+    folder_of: Callable[[PackedBuild], int]
+
+    def plan(self, scores: Scores | CostTable | None) -> BitPlan:
+        """The largest plan of the allocator that fits; it says what was asked for.
+
+        Raises:
+            BudgetInfeasible: no plan fits; says what the smallest one takes.
+        """
+        shapes = [layer.shape for layer in self.checkpoint.layers]
+
+        def allocate(bits: float) -> BitPlan:
+            allocator = replace(self.options, bits=bits, bpw=None, size=None).make_allocator()
+            return replace(allocator(shapes, Budget(bits), scores), requested_bits=None, requested=self._requested())
+
+        fit = largest_fit(
+            allocate,
+            self.measure,
+            self.limit,
+            step=0.25 / max(shape.experts for shape in shapes),
+            only=only_budgets(self.options.make_allocator()),
+        )
+        if fit.value > self.limit:
+            raise BudgetInfeasible(self._too_small(fit))
+        return fit.plan
+
+    @property
+    def limit(self) -> float:
+        """Stored bits per weight, or bytes."""
+        return self.options.bpw if self.options.bpw is not None else float(self.options.size or 0)
+
+    def measure(self, plan: BitPlan) -> float:
+        """What a plan takes, in the unit of the limit."""
+        build = self._build(plan)
+        return stored_bpw(build) if self.options.bpw is not None else float(self.folder_of(build))
+
+    def _build(self, plan: BitPlan) -> PackedBuild:
+        quantizer = self.options.make_quantizer()
+        return PackedBuild(self.checkpoint, plan, quantizer, other_bits=self.options.other_bits)
+
+    def _requested(self) -> dict[str, float]:
+        if self.options.bpw is not None:
+            return {"bpw": self.options.bpw}
+        return {"size": self.options.size or 0}
+
+    def _too_small(self, smallest: Fit) -> str:
+        if self.options.bpw is not None:
+            least = math.ceil(smallest.value * 1e4) / 1e4
+            return (
+                f"--bpw {self.limit:g} is out of reach: the smallest plan ({smallest.plan.method}) takes {least:g} "
+                "stored bits a weight, scales and padding included; give at least that, or a larger --group-size"
+            )
+        others = int(smallest.value) - self._build(smallest.plan).expert_bytes()
+        what = f"the smallest plan ({smallest.plan.method}) makes a folder of {up_to(int(smallest.value))}"
+        if others > self.limit:
+            what = (
+                f"all but the experts (embeddings, attention, tokenizer, ...) alone take {up_to(others)} with "
+                f"--other-bits {self.options.other_bits}, and {what}"
+            )
+        return f"--size {up_to(int(self.limit))} is out of reach: {what}; give at least that"
+
+
+def stored_bpw(build: PackedBuild) -> float:
+    """Stored bits per weight of the routed experts, scales, zero points and padding included."""
+    shapes = [layer.shape for layer in build.checkpoint.layers]
+    return 8 * build.expert_bytes() / sum(shape.experts * shape.expert_weights for shape in shapes)
+
+
+def up_to(size: int) -> str:
+    """A number of bytes that can be given again as `--size`: rounded up to four digits."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{math.ceil(size / unit * 1000) / 1000:g}{name}"
+    return f"{size}B"

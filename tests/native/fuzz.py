@@ -1,0 +1,289 @@
+"""Random arguments and cut buffers at the native module: a refusal or a result, never a read or write outside.
+
+Every buffer ends, or begins, at a page that may not be touched, so that a single byte too far ends the process. The
+work is done by a process of its own; when it dies, this one says with which seed.
+
+    python -m tests.native.fuzz --seconds 60              # a new seed every time
+    python -m tests.native.fuzz --seed 1234 --count 1     # one case again
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+ARENA = 4 << 20
+WIDTHS = (1, 2, 3, 4, 8)
+GROUPS = (32, 64, 128)
+PRECISIONS = ("int8", "int8-single", "exact")
+ODD_NUMBERS = (-(2**63), -1, 0, 1, 15, 16, 17, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
+
+
+def load_module(path: str | None) -> Any:
+    """The compiled module, without the package around it (which would load torch)."""
+    if path is None:
+        package = importlib.util.find_spec("moesaic")
+        assert package is not None
+        places = [Path(place) / "kernels" for place in package.submodule_search_locations or ()]
+        path = str(next(file for place in places for file in place.glob("_cpu.*.so")))
+    spec = importlib.util.spec_from_file_location("moesaic.kernels._cpu", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Arenas:
+    """Memory between pages that may not be touched, used again for every case."""
+
+    def __init__(self, count: int = 24) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        self._maps = [mmap.mmap(-1, ARENA + 2 * PAGE) for _ in range(count)]
+        self._starts = []
+        for memory in self._maps:
+            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            for guard in (start, start + PAGE + ARENA):
+                assert libc.mprotect(guard, PAGE, 0) == 0
+            self._starts.append(start + PAGE)
+        self._next = 0
+
+    def clear(self) -> None:
+        """Start over: what was handed out may be handed out again."""
+        self._next = 0
+
+    def array(self, random: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array at one end of an arena, misaligned when its size makes it so."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        assert size <= ARENA
+        start = self._starts[self._next] + (ARENA - size if random.random() < 0.8 else 0)
+        self._next += 1
+        memory = (ctypes.c_uint8 * max(size, 1)).from_address(start if size else self._starts[0])
+        return np.frombuffer(memory, np.uint8, size).view(dtype).reshape(shape)
+
+
+def blob_bytes(rows: int, columns: int, bits: int, group: int, symmetric: bool) -> int:
+    """Bytes of a packed matrix (docs/format.md)."""
+    blocks, groups = -(-rows // 16), -(-columns // group)
+    parameters = 16 if symmetric or bits == 1 else 32
+    regions = (32 * blocks, blocks * groups * parameters, blocks * groups * 2 * group * bits)
+    return sum(-(-region // 64) * 64 for region in regions)
+
+
+class Case:
+    """One call with arguments that are right, and the ways to spoil them."""
+
+    def __init__(self, arenas: Arenas, seed: int) -> None:
+        arenas.clear()
+        self.arenas, self.random = arenas, np.random.default_rng(seed)
+
+    def number(self, low: int, high: int) -> int:
+        return int(self.random.integers(low, high + 1))
+
+    def pick(self, values: Any) -> Any:
+        return values[self.number(0, len(values) - 1)]
+
+    def garbage(self, *shape: int) -> np.ndarray:
+        """uint8 of any value: scales that are NaN or infinite among them."""
+        array = self.arenas.array(self.random, shape, np.uint8)
+        array[...] = self.random.integers(0, 256, shape, dtype=np.uint8)
+        return array
+
+    def floats(self, *shape: int, dtype: Any = np.float32) -> np.ndarray:
+        array = self.arenas.array(self.random, shape, dtype)
+        array[...] = self.random.standard_normal(shape)
+        return array
+
+    def size(self) -> int:
+        """Mostly small, sometimes across the borders of slices and chunks."""
+        return self.number(1, 40) if self.random.random() < 0.7 else self.number(41, 700)
+
+    def linear(self) -> dict[str, Any]:
+        rows, columns, tokens = self.size(), self.size(), self.number(0, 30)
+        bits, group, symmetric = self.pick(WIDTHS), self.pick(GROUPS), self.random.random() < 0.5
+        dtype = self.pick((np.float32, np.float16))
+        return {
+            "x": self.floats(tokens, columns, dtype=dtype),
+            "blob": self.garbage(blob_bytes(rows, columns, bits, group, symmetric)),
+            "bias": self.floats(rows) if self.random.random() < 0.5 else None,
+            "out": self.floats(tokens, rows, dtype=dtype),
+            "rows": rows,
+            "columns": columns,
+            "bits": bits,
+            "group_size": group,
+            "symmetric": symmetric,
+            "precision": self.pick(PRECISIONS),
+            "threads": self.number(1, 4),
+        }
+
+    def layer(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of Layer and of its run."""
+        hidden, intermediate, experts = self.number(1, 200), self.number(1, 200), self.number(1, 6)
+        gated, group, symmetric = self.random.random() < 0.7, self.pick(GROUPS), self.random.random() < 0.5
+        widths = [[self.pick((*WIDTHS, 16)) for _ in range(experts)] for _ in range(2)]
+        packed = [e for e in range(experts) if 16 not in (widths[0][e], widths[1][e])]
+        tokens, top_k = self.number(0, 20), self.number(0, 3)
+        dtype = self.pick((np.float32, np.float16))
+        matrices = 1 + gated
+        index = self.arenas.array(self.random, (tokens, top_k), np.int64)
+        index[...] = self.random.choice([-1, *packed], (tokens, top_k))
+
+        def blobs(widths: list[int], matrices: int, rows: int, columns: int) -> list[np.ndarray]:
+            return [
+                self.garbage(widths.count(bits), matrices * blob_bytes(rows, columns, bits, group, symmetric))
+                for bits in WIDTHS
+                if bits in widths
+            ]
+
+        made = {
+            "hidden": hidden,
+            "intermediate": intermediate,
+            "gated": gated,
+            "group_size": group,
+            "symmetric": symmetric,
+            "gate_up_widths": widths[0],
+            "down_widths": widths[1],
+            "activation": self.pick(("silu", "gelu", "gelu_tanh", "relu", *["swiglu_clamped"] * gated)),
+            "alpha": 1.702,
+            "limit": 7.0,
+        }
+        run = {
+            "x": self.floats(tokens, hidden, dtype=dtype),
+            "index": index,
+            "weights": self.floats(tokens, top_k),
+            "out": self.floats(tokens, hidden, dtype=dtype),
+            "gate_up": blobs(widths[0], matrices, intermediate, hidden),
+            "down": blobs(widths[1], 1, hidden, intermediate),
+            "gate_up_bias": self.floats(experts, matrices * intermediate) if self.random.random() < 0.5 else None,
+            "down_bias": self.floats(experts, hidden) if self.random.random() < 0.5 else None,
+            "precision": self.pick(PRECISIONS),
+            "threads": self.number(1, 4),
+        }
+        return made, run
+
+    def spoiled(self, value: Any) -> Any:
+        """Something else in the place of an argument."""
+        if isinstance(value, np.ndarray):
+            return self._spoiled_array(value)
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, int):
+            return self.pick(ODD_NUMBERS) if self.random.random() < 0.5 else value + self.number(-64, 64)
+        if isinstance(value, list) and value:
+            place = self.number(0, len(value) - 1)
+            change = self.pick(("drop", "repeat", "swap", "spoil"))
+            others = {"drop": [], "repeat": [value[place]] * 2, "swap": [value[-1 - place]]}
+            return [*value[:place], *others.get(change, [self.spoiled(value[place])]), *value[place + 1 :]]
+        return self.pick(("", "int4", None, -1, 3.5))
+
+    def _spoiled_array(self, array: np.ndarray) -> Any:
+        change = self.pick(("cut", "longer", "shape", "strided", "dtype", "shifted", "values", "rank", "none"))
+        size = array.nbytes
+        if change in {"cut", "longer"} and array.ndim:
+            less = self.pick((1, 2, 4, 63, 64, 65)) if change == "cut" else -self.pick((1, 4, 64))
+            length = max(0, array.shape[-1] - less)
+            return self.arenas.array(self.random, (*array.shape[:-1], length), array.dtype)
+        if change == "shape":
+            return array.reshape(array.shape[::-1])
+        if change == "strided":
+            return array[..., ::2] if self.random.random() < 0.5 else array.T
+        if change == "dtype":
+            return array.view(self.pick((np.int8, np.uint8, np.int16, np.float16))).copy()
+        if change == "shifted" and size:
+            return self.garbage(size + 64)[1 : size + 1].view(array.dtype).reshape(array.shape)
+        if change == "values" and array.dtype == np.int64 and size:
+            array.flat[self.number(0, array.size - 1)] = self.pick(ODD_NUMBERS)
+            return array
+        return array.ravel() if change == "rank" else None if change == "none" else array
+
+
+def refused(call: Any, arguments: dict[str, Any]) -> bool:
+    """Whether the arguments are refused; anything but a refusal or a result is an error here."""
+    try:
+        call(**arguments)
+    except (ValueError, TypeError):
+        return True
+    return False
+
+
+def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
+    """One case; whether it was refused."""
+    case = Case(arenas, seed)
+    module.use_isa(case.pick(module.isas()))
+    made, arguments = case.layer() if case.random.random() < 0.6 else (None, case.linear())
+    spoil = case.random.random() < 0.7
+    if spoil and made is not None and case.random.random() < 0.3:
+        name = case.pick(list(made))
+        made[name] = case.spoiled(made[name])
+    elif spoil:
+        for _ in range(case.number(1, 2)):
+            name = case.pick(list(arguments))
+            arguments[name] = case.spoiled(arguments[name])
+    if made is None:
+        call = module.linear
+    else:
+        if refused(module.Layer, made):
+            assert spoil, "arguments that are right were refused"
+            return True
+        call = module.Layer(**made).run
+    was_refused = refused(call, arguments)
+    assert spoil or not was_refused, "arguments that are right were refused"
+    if not spoil:
+        first = arguments["out"].copy()
+        call(**(arguments | {"threads": 1}))
+        assert np.array_equal(first, arguments["out"], equal_nan=True), "the result depends on the number of threads"
+    return was_refused
+
+
+def work(options: argparse.Namespace) -> None:
+    """Cases from the seed on, until time or count is up; the number of the current one is in the progress file."""
+    module, arenas = load_module(options.module), Arenas()
+    progress = os.open(options.progress, os.O_WRONLY)
+    end, refusals, cases = time.monotonic() + options.seconds, 0, 0
+    while cases < options.count and time.monotonic() < end:
+        os.pwrite(progress, f"{options.seed + cases:20d}".encode(), 0)
+        refusals += run_case(module, arenas, options.seed + cases)
+        cases += 1
+    print(f"fuzz: {cases} cases from seed {options.seed}, {refusals} refused, {cases - refusals} computed, no crash")
+    assert options.count < 100 or 0 < refusals < cases, "a fuzz target that refuses all or nothing tests nothing"
+
+
+def main() -> int:
+    """Watch over a process that does the work."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--count", type=int, default=10**9, help="stop after so many cases")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--module", help="path of the compiled module; default: the package's")
+    parser.add_argument("--progress", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.progress:
+        work(options)
+        return 0
+    seed = time.time_ns() % 10**9 * 1000 if options.seed is None else options.seed
+    print(f"fuzz: seed {seed}", flush=True)
+    with tempfile.NamedTemporaryFile() as progress:
+        own = ["--seed", str(seed), "--progress", progress.name]
+        command = [sys.executable, "-X", "faulthandler", "-m", "tests.native.fuzz", *sys.argv[1:], *own]
+        done = subprocess.run(command, check=False)
+        reached = progress.read().decode().strip()
+    if done.returncode != 0:
+        print(f"fuzz: ended with {done.returncode}; again: python -m tests.native.fuzz --seed {reached} --count 1")
+    return min(1, abs(done.returncode))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
