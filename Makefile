@@ -32,8 +32,9 @@ types: $(VENV)/.ready
 contracts: $(VENV)/.ready
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.ready ## rewrite docs/cli.md from the commands
+docs: $(VENV)/.ready ## rewrite docs/cli.md from the commands, and build the site in build/site
 	$(BIN)/python -m docs.make_cli > docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 native: $(VENV)/.ready ## build the native CPU kernels again, after a change in native/
 	$(BIN)/cmake -S native -B build/native $(CMAKE_FLAGS) -DMOESAIC_IN_PLACE=ON

@@ -90,7 +90,9 @@ class CostTable:
         """Finished costs `phi^alpha * w^beta * cost^gamma`, phi and w made to sum to 1 in each layer; else unchanged.
 
         Args:
-            alpha, beta, gamma: exponents, not negative.
+            alpha: exponent of the frequency, not negative.
+            beta: of the routing weight.
+            gamma: of the error.
         """
         if not self.raw:
             return self

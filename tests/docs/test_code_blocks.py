@@ -131,8 +131,7 @@ def prelude(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[
     costs = {name: [[9, 4, 1]] * len(row) for name, row in scores.layers.items()}
     layers = {name: {"costs": rows} for name, rows in costs.items()}
     (folder / "COSTS.json").write_text(json.dumps({"format": "moesaic-costs/1", "bits": [1, 2, 3], "layers": layers}))
-    words = ["moesaic", "calibrate", "MODEL", "-o", "stats.safetensors", "--calibration", "TEXT"]
-    run(folder, call_all, [([*words, "--sequences", "4", "--sequence-length", "64", "--quiet"], "")])
+    run(folder, call_all, [(["moesaic", "calibrate", "MODEL", "-o", "stats.safetensors", "--quiet"], "")])
     if (DEMO / "config.json").is_file():
         (folder / "models").mkdir()
         (folder / "models" / "demo").symlink_to(DEMO)
