@@ -69,7 +69,7 @@ class PackedExperts(nn.Module):
         # made here and not with the layer: torch.compile may trace the first call, and cannot follow this
         self._spec = spec_of(layouts["gate_up"], layouts["down"], self._activation[0])
         self._layer: ExpertLayer | None = None
-        self._layer_of: tuple[Tensor, ...] = ()
+        self._layer_of: tuple[Tensor | None, ...] = ()
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Every token through its experts, weighted and summed.
