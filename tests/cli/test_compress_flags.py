@@ -14,6 +14,7 @@ def test_every_option_of_the_library_is_on_the_command_line() -> None:
     options = {field.name: field.default for field in dataclasses.fields(CompressOptions)}
     assert flags.pop("recipe") is None
     assert flags.pop("shard_size") * 1e9 == options.pop("shard_bytes")
+    assert (flags.pop("calibration"), options.pop("calibration")) == (None, ())  # files with commas
     assert flags == options
 
 
