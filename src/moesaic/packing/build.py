@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -97,11 +97,15 @@ class PackedBuild:
         self.checkpoint.digests = None
         job.finish(name, digests)
 
-    def make_expert(self, layer: MoeLayer, expert: int) -> list[Tensor]:
-        """One expert as `run` writes it: read, rounded and packed, a tensor an entry; for a measurement beforehand."""
-        weights = self.checkpoint.expert(layer, expert)
+    def make_experts(
+        self, layer: MoeLayer, experts: Iterable[int]
+    ) -> Iterator[tuple[int, ExpertWeights, list[Tensor]]]:
+        """Some experts as `run` makes them, one after the other: number, weights, and packed data by entry."""
         widths = self.plan.layers[layer.name]
-        return [self._entry_data(weights, entry, widths.entry(entry)[expert]) for entry in ENTRIES]
+        for expert in experts:
+            weights = self.checkpoint.expert(layer, expert)
+            data = [self._entry_data(weights, entry, widths.entry(entry)[expert]) for entry in ENTRIES]
+            yield expert, weights, data
 
     def make_linear(self, name: str) -> Tensor:
         """The weight of that name of a packed linear layer as `run` writes it; for a measurement beforehand."""
@@ -169,12 +173,9 @@ class PackedBuild:
     def _pack_layer(self, job: PackingJob, layer: MoeLayer, progress: Progress) -> None:
         layouts = self._layouts(layer)
         biases: dict[str, list[Tensor]] = {}
-        for expert in range(layer.experts):
-            weights = self.checkpoint.expert(layer, expert)
-            for entry, layout in layouts.items():
-                width = layout.widths[expert]
-                data = self._entry_data(weights, entry, width)
-                job.write(entry_tensor(layer, entry, width), data, row=layout.place(expert))
+        for expert, weights, made in self.make_experts(layer, range(layer.experts)):
+            for (entry, layout), data in zip(layouts.items(), made, strict=True):
+                job.write(entry_tensor(layer, entry, layout.widths[expert]), data, row=layout.place(expert))
             for role, bias in weights.biases().items():
                 biases.setdefault(role, []).append(bias)
             progress.advance(layer.shape.expert_weights)
