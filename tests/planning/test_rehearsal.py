@@ -52,6 +52,7 @@ def test_samples_are_what_the_run_writes(tiny_checkpoint: Callable[[str], Path])
     build = build_of(tiny_checkpoint("mixtral"), bits=2, allocator="uniform")
     (layer, *_) = build.checkpoint.layers
     sizes = [spec.size // layer.experts for unit, specs in build.units() if unit == layer.name for spec in specs][:2]
-    assert [each.numel() for each in build.make_expert(layer, 3)] == sizes
+    ((expert, _, data),) = build.make_experts(layer, [3])
+    assert (expert, [each.numel() for each in data]) == (3, sizes)
     name = next(iter(build.linears))
     assert build.make_linear(name).dtype == torch.uint8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -196,12 +196,16 @@ class PackedBuild:
         self.checkpoint.digests = None
         job.finish(name, digests)
 
-    def make_expert(self, layer: MoeLayer, expert: int) -> list[Tensor]:
-        """One expert as `run` writes it: read, rounded and packed, a tensor an entry; for a measurement beforehand."""
-        weights = self.checkpoint.expert(layer, expert)
+    def make_experts(
+        self, layer: MoeLayer, experts: Iterable[int], guide: Guide | None = None
+    ) -> Iterator[tuple[int, ExpertWeights, list[Tensor]]]:
+        """Some experts as `run` makes them, one after the other: number, weights, and packed data by entry."""
         bits = self.plan.layers[layer.name]
-        rounded = self._round(weights, {entry: bits.entry(entry)[expert] for entry in ENTRIES})
-        return [_entry_data(weights, entry, rounded) for entry in ENTRIES]
+        for expert in experts:
+            weights = self.checkpoint.expert(layer, expert)
+            widths = {entry: bits.entry(entry)[expert] for entry in ENTRIES}
+            rounded = self._round(weights, widths) if guide is None else guide.expert(layer, expert, weights, widths)
+            yield expert, weights, [_entry_data(weights, entry, rounded) for entry in ENTRIES]
 
     def make_linear(self, name: str) -> Tensor:
         """The weight of that name of a packed linear layer as `run` writes it; for a measurement beforehand."""
@@ -269,13 +273,9 @@ class PackedBuild:
     def _pack_layer(self, job: PackingJob, layer: MoeLayer, progress: Progress, guide: Guide | None = None) -> None:
         layouts = self._layouts(layer)
         biases: dict[str, list[Tensor]] = {}
-        for expert in range(layer.experts):
-            weights = self.checkpoint.expert(layer, expert)
-            widths = {entry: layout.widths[expert] for entry, layout in layouts.items()}
-            rounded = self._round(weights, widths) if guide is None else guide.expert(layer, expert, weights, widths)
-            for entry, layout in layouts.items():
-                data = _entry_data(weights, entry, rounded)
-                job.write(entry_tensor(layer, entry, widths[entry]), data, row=layout.place(expert))
+        for expert, weights, made in self.make_experts(layer, range(layer.experts), guide):
+            for (entry, layout), data in zip(layouts.items(), made, strict=True):
+                job.write(entry_tensor(layer, entry, layout.widths[expert]), data, row=layout.place(expert))
             for role, bias in weights.biases().items():
                 biases.setdefault(role, []).append(bias)
             progress.advance(layer.shape.expert_weights)
