@@ -1,7 +1,7 @@
 """What the site needs beyond `docs/`: pages that lie elsewhere in the repository, and links that fit.
 
-Links in the pages are those of the repository, so that they work where the files are read. For the site
-links to files that are pages of it are turned to these pages; links to other files, such as sources, become their words.
+Links in the pages are those of the repository, so that they work where the files are read. For the site, links to
+files that are pages of it are turned to these pages; links to other files, such as sources, become their words.
 """
 
 from __future__ import annotations

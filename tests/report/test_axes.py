@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moesaic.report.axes import Scale, across, frame, upward
@@ -20,6 +22,11 @@ def test_all_values_are_inside(values: list[float]) -> None:
     """Every value has a place with room around it, a single one too."""
     for scale in (across(values), upward(values)):
         assert all(scale.low < value < scale.high for value in values)
+
+
+def test_whole_numbers() -> None:
+    """Layers have no halves."""
+    assert replace(across([0.0, 2.0]), whole=True).ticks() == [0, 1, 2]
 
 
 def test_options_of_scales() -> None:

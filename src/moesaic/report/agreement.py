@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from moesaic.report.axes import across, frame, upward
 from moesaic.report.expert_values import short_names
@@ -56,7 +57,7 @@ def _cell(measured: Measurement | None) -> str:
 
 def _drawing(found: dict[str, dict[str, Measurement]], layers: list[str], numbers: Mapping[str, int]) -> Element:
     shares = [100 * each.value for run in found.values() for each in run.values()]
-    x = across([float(place) for place in range(max(len(layers), 2))])
+    x = replace(across([float(place) for place in range(max(len(layers), 2))]), whole=True)
     y = upward([*shares, 100.0])
     parts = frame(x, y, "layer, first to last", "same experts (% of tokens)")
     names = dict(zip(layers, short_names(layers), strict=True))

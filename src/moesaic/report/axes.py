@@ -20,6 +20,7 @@ class Scale:
         low, high: the interval of values; `low` above 0 where logarithmic.
         start, end: the pixels that they fall on.
         log: logarithmic.
+        whole: only whole numbers get labels, as for layers.
     """
 
     low: float
@@ -27,6 +28,7 @@ class Scale:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
@@ -37,7 +39,8 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round values to put labels at."""
-        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
+        found = log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
+        return [tick for tick in found if tick.is_integer()] if self.whole else found
 
 
 def fitted(values: list[float], start: float, end: float, *, log: bool = False, zero: bool = False) -> Scale:

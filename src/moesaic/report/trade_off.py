@@ -73,8 +73,8 @@ def _drawing(
     x = across([size * factor for size in sizes])
     points = {run.label: (x(size * factor), run) for run, size in zip(runs, sizes, strict=True)}
     parts = frame(x, y, f"size of the folder ({unit})", _titled(y_title, log=y.log))
-    if reference is not None:
-        parts += _reference(y, reference)
+    line, words = _reference(y, reference) if reference is not None else ([], [])
+    parts += line
     uniform = sorted((at, y(found.values[run.label].value)) for at, run in points.values() if run.uniform)
     if len(uniform) > 1:
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in uniform)
@@ -82,6 +82,7 @@ def _drawing(
     for at, run in points.values():
         parts += _whisker(at, y, found.values[run.label], place_class(numbers[run.label]))
     parts += [_mark(at, y, found.values[run.label], run, numbers[run.label]) for at, run in points.values()]
+    parts += words
     label = f"{len(runs)} runs: {y_title} against the size of the folder. The table below has the numbers."
     return drawing(400, 300, *parts, label=label, class_="chart")
 
@@ -93,13 +94,12 @@ def _titled(title: str, *, log: bool) -> str:
     return f"{title[:-1]}, log scale)" if title.endswith(")") else f"{title} (log scale)"
 
 
-def _reference(y: Scale, reference: Measurement) -> list[Element]:
+def _reference(y: Scale, reference: Measurement) -> tuple[list[Element], list[Element]]:
+    """The line, which lies under the marks, and its words, which lie over them."""
     at = y(reference.value)
     text = f"full precision {number_text(reference.value)}"
-    return [
-        node("line", class_="reference", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at),
-        node("text", text, class_="halo", x=LEFT + 6, y=at + 15),
-    ]
+    line = node("line", class_="reference", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at)
+    return [line], [node("text", text, class_="halo", x=LEFT + 6, y=at + 15)]
 
 
 def _whisker(at: float, y: Scale, measured: Measurement, colour: int) -> list[Element]:
