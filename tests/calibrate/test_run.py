@@ -52,7 +52,7 @@ def test_statistics_are_used_again(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bits": (2, 3)}, r"at \[1, 2\] bits.*at \[2, 3\] bits"),
+        ({"bits": (2, 3)}, r"at \[1, 2\] bits.*at \[2, 3\]"),
         ({"quantizer": RTN(group_size=64)}, "group_size=64"),
         ({"wanted": frozenset({"fisher"})}, "wants fisher"),
         ({"entries": True}, "errors by matrix"),
