@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from moesaic.cli import allocate, compress, evaluate, generate, score, verify
+from moesaic.cli import allocate, compress, evaluate, generate, prune, score, verify
 from moesaic.errors import MoesaicError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress")(compress.command)
+app.command("prune")(prune.command)
 app.command("evaluate")(evaluate.command)
 app.command("generate")(generate.command)
 app.command("verify")(verify.command)

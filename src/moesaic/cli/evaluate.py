@@ -25,6 +25,7 @@ def command(
     speed: Annotated[bool, typer.Option(help="Measure speed and memory, in a process of its own.")] = True,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate for the speed.")] = 32,
     save: Annotated[Path | None, typer.Option(help="Write run records to this JSON file.")] = None,
+    pruning: p.SkipExperts = True,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
     json_: p.Json = False,
@@ -48,6 +49,7 @@ def command(
         speed=speed,
         new_tokens=new_tokens,
         threads=threads,
+        pruning=pruning,
         trust_remote_code=trust_remote_code,
     )
     reference = None if against is None else locate(against)
@@ -75,6 +77,10 @@ def _print(found: dict[str, Any]) -> None:
             ("KL divergence", f"{found['kl']:.4f}", "nats a token, from full precision"),
             ("top-1 agreement", f"{100 * found['top1_agreement']:.2f} %", "with full precision"),
         ]
+    if found["expert_share"] is not None:
+        low, high = min(found["expert_share_layers"].values()), max(found["expert_share_layers"].values())
+        between = f"run ({found['pruning']}); {100 * low:.1f} to {100 * high:.1f} % by layer"
+        rows.append(("expert activations", f"{100 * found['expert_share']:.1f} %", between))
     rows += [
         ("code bits", f"{found['code_bits']:.3f}", "a weight of the experts"),
         ("stored bits", f"{found['stored_bpw']:.3f}", "a weight of the experts, all metadata included"),

@@ -78,6 +78,9 @@ Levels = Annotated[
     typer.Option(help="Widths that the allocator may use, such as 2,3.", rich_help_panel="How many bits"),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads.  [default: torch's choice]")]
+SkipExperts = Annotated[
+    bool, typer.Option("--pruning/--no-pruning", help="Let the folder's skipping policy, if any, decide what runs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no notices.")]
 TrustRemoteCode = Annotated[

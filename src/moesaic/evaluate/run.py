@@ -14,6 +14,7 @@ from moesaic.evaluate.speed import Speed, measure_speed
 from moesaic.progress import SILENT, Progress
 from moesaic.records import RunRecord
 from moesaic.runtime.hf import open_any, open_tokenizer
+from moesaic.runtime.skipping import skipping_of
 from moesaic.text import read_text, windows
 
 LARGEST_WINDOW = 2048  # tokens, the convention of the papers
@@ -24,6 +25,7 @@ _UNITS = {
     "perplexity_reference": "",
     "kl": "nats/token",
     "top1_agreement": "",
+    "expert_share": "",
     "code_bits": "bits/weight",
     "stored_bpw": "bits/weight",
     "expert_bytes": "bytes",
@@ -47,6 +49,7 @@ class EvaluateOptions:
         speed: measure speed and memory too.
         new_tokens: tokens to generate for the speed.
         threads: torch threads of the speed measurement.
+        pruning: let the folder's skipping policy, if any, decide which experts run.
         trust_remote_code: as for `load`.
     """
 
@@ -56,6 +59,7 @@ class EvaluateOptions:
     speed: bool = True
     new_tokens: int = 32
     threads: int | None = None
+    pruning: bool = True
     trust_remote_code: bool = False
 
 
@@ -87,12 +91,15 @@ def evaluate(
     content = read_text(text)
     tokenizer = open_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     tokens = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
-    model = open_any(folder, trust_remote_code=options.trust_remote_code)
+    model = open_any(folder, trust_remote_code=options.trust_remote_code, pruning=options.pruning)
     window, stride = _window(options, model.config)
     cut = windows(tokens, length=window, stride=stride, limit=options.max_tokens)
     if max(tokens) >= model.get_input_embeddings().num_embeddings:
         raise InvalidText(f"{folder}: its tokenizer makes token {max(tokens)}, which the model does not have")
     other = None if reference is None else open_any(reference, trust_remote_code=options.trust_remote_code)
+    skipping = skipping_of(model)
+    if skipping is not None:
+        skipping.count()
     quality = measure_quality(model, cut, reference=other, progress=progress)
     del model, other
     speed = None
@@ -102,11 +109,15 @@ def evaluate(
             tokens[: min(PROMPT_TOKENS, window // 2)],
             new_tokens=options.new_tokens,
             threads=options.threads,
+            pruning=options.pruning,
             trust_remote_code=options.trust_remote_code,
         )
     return {
         "model": folder.name,
         **_quality(quality),
+        "pruning": None if skipping is None else skipping.name,
+        "expert_share": None if skipping is None else skipping.share(),
+        "expert_share_layers": None if skipping is None else skipping.shares(),
         **vars(sizes),
         **_speed(speed),
         "text": text.name,
@@ -118,11 +129,15 @@ def evaluate(
 
 def records(found: dict[str, Any]) -> list[RunRecord]:
     """The figures of `evaluate` as run records."""
-    shared = {key: found[key] for key in ("model", "text", "window", "stride")} | found["conditions"]
+    shared = {key: found[key] for key in ("model", "text", "window", "stride", "pruning")} | found["conditions"]
+    layers = found["expert_share_layers"] or {}
     return [
         RunRecord(name=name, value=float(found[name]), unit=unit, n=found["tokens"], conditions=shared)
         for name, unit in _UNITS.items()
         if found.get(name) is not None
+    ] + [
+        RunRecord("expert_share_of_layer", share, "", found["tokens"], {**shared, "layer": layer})
+        for layer, share in layers.items()
     ]
 
 

@@ -13,6 +13,7 @@ from moesaic.checkpoint.shards import read_headers
 from moesaic.errors import CorruptFile, NotACheckpoint
 from moesaic.packing.job import MANIFEST
 from moesaic.packing.layout import FORMAT_VERSION
+from moesaic.packing.pruning import read_pruning
 from moesaic.progress import SILENT, Progress
 from moesaic.records import read_json
 
@@ -92,6 +93,7 @@ def verify(folder: Path, progress: Progress = SILENT) -> dict[str, Any]:
     Raises:
         NotACheckpoint: not a packed folder.
         CorruptFile: a file is missing, too short or long, or its bytes have changed.
+        InvalidPolicy: a skipping policy is there that was made for another model or plan.
     """
     manifest = read_manifest(folder)
     progress.start("verify", sum(int(wanted["bytes"]) for wanted in manifest["files"].values()))
@@ -110,4 +112,5 @@ def verify(folder: Path, progress: Progress = SILENT) -> dict[str, Any]:
                 f"{path}: its SHA-256 is {found[:16]}…, the manifest says {wanted['sha256'][:16]}…; copy it again"
             )
     read_headers(folder)
+    read_pruning(folder, manifest)
     return manifest
