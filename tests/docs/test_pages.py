@@ -10,6 +10,7 @@ from tests.docs.test_code_blocks import PAGES, ROOT, name_of
 
 from moesaic.allocate import ALLOCATORS
 from moesaic.kernels import BACKENDS
+from moesaic.prune import POLICIES
 from moesaic.quantize import QUANTIZERS
 from moesaic.scores import SCORERS
 
@@ -17,6 +18,7 @@ MADE = {
     **{name: made() for name, made in SCORERS.items()},
     **{name: made() for name, made in ALLOCATORS.items()},
     **{name: made() for name, made in QUANTIZERS.items()},
+    **{name: made() for name, made in POLICIES.items()},
 }
 VARIABLE = re.compile(r"MOESAIC_[A-Z_]+")
 

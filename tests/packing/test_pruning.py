@@ -69,7 +69,9 @@ def test_a_new_one_replaces_the_old_one(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("key", "word"), [("source", "another model"), ("plan", "another bit plan"), ("files", "files")])
+@pytest.mark.parametrize(
+    ("key", "word"), [("source", "another model"), ("plan", "another bit plan"), ("files", "files")]
+)
 def test_refuses_what_was_made_for_something_else(key: str, word: str, tmp_path: Path) -> None:
     """A policy knows model, plan and packed bytes, and says which of them differs."""
     write_pruning(tmp_path, made_up(), MANIFEST)

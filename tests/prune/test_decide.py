@@ -55,7 +55,11 @@ def test_weights_of_zero_do_not_make_nan() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    tokens=st.integers(1, 60), k=st.integers(2, 8), share=st.floats(0.13, 1.0), seed=st.integers(0, 99), ties=st.booleans()
+    tokens=st.integers(1, 60),
+    k=st.integers(2, 8),
+    share=st.floats(0.13, 1.0),
+    seed=st.integers(0, 99),
+    ties=st.booleans(),
 )
 def test_the_threshold_gives_the_share(tokens: int, k: int, share: float, seed: int, ties: bool) -> None:
     """The share that runs is the one asked for, or as near as ties and one expert a token allow."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tests.prune.made_up import random_routed
 
 from moesaic.prune import FixedK
 from moesaic.prune.decide import keep
+from tests.prune.made_up import random_routed
 
 
 def test_all_tokens_are_treated_alike() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.prune.made_up import random_routed
 
 from moesaic.prune import Odp, Threshold
+from tests.prune.made_up import random_routed
 
 
 def test_without_protection_it_is_the_ratio() -> None:

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from tests.prune.made_up import random_routed
 
 from moesaic.prune import Otp, Threshold
 from moesaic.prune.decide import decide, keep
+from tests.prune.made_up import random_routed
 
 
 def started(policy: Otp, k: int = 4, hidden: int = 6) -> dict[str, torch.Tensor]:

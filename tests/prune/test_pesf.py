@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from tests.prune.made_up import EXPERTS, of_weights, random_routed
 
 from moesaic.prune import Pesf
+from tests.prune.made_up import EXPERTS, of_weights, random_routed
 
 
 def test_counts_by_sequence() -> None:
     """Counts over the average, by hand: 3 tokens x 2 places over 8 experts are 0.75 choices an expert."""
-    routed = of_weights(
-        [[0.6, 0.4]] * 4, [[0, 1], [0, 2], [0, 1], [5, 0]], sequences=torch.tensor([0, 0, 0, 1])
-    )
+    routed = of_weights([[0.6, 0.4]] * 4, [[0, 1], [0, 2], [0, 1], [5, 0]], sequences=torch.tensor([0, 0, 0, 1]))
     found = Pesf()(routed, {})
     one = 3 * 2 / EXPERTS
     other = 1 * 2 / EXPERTS

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tests.prune.made_up import of_weights
 
 from moesaic.prune import Threshold
+from tests.prune.made_up import of_weights
 
 
 def test_priority_is_the_ratio_to_the_largest() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tests.prune.made_up import of_weights
 
 from moesaic.prune import TopP
 from moesaic.prune.decide import keep
+from tests.prune.made_up import of_weights
 
 
 def test_keeps_the_smallest_set_that_reaches_the_mass() -> None:

@@ -136,7 +136,9 @@ def test_layers_compute_the_kept_experts(family: str, packed: Tiny) -> None:
     torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
-def test_skipped_experts_are_not_handed_to_the_kernels(mixtral: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_experts_are_not_handed_to_the_kernels(
+    mixtral: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel sees -1 at the places that do not run, so that their weights are never read."""
     seen = []
     select = module.PackedExperts.forward
@@ -209,8 +211,9 @@ def test_odp_runs_the_ratio_rule_alone_in_decoding(mixtral: PreTrainedModel) -> 
         assert not chunk.all(dim=-1).any()
 
 
-def test_attention_received_is_summed_over_the_queries(mixtral: PreTrainedModel) -> None:
+def test_attention_received_is_summed_over_the_queries(packed: Tiny) -> None:
     """Worked out from the model's own attention maps: column sums over the queries that see the token."""
+    mixtral = load(packed("mixtral"), dtype=torch.float32)
     tokens = some_tokens(2, 12)
     mask = torch.ones_like(tokens)
     mask[0, :4] = 0

@@ -99,9 +99,7 @@ def _main() -> None:
         torch.set_num_threads(arguments.threads)
     before = resident_bytes()
     start = time.perf_counter()
-    model = open_any(
-        arguments.folder, trust_remote_code=arguments.trust_remote_code, pruning=not arguments.no_pruning
-    )
+    model = open_any(arguments.folder, trust_remote_code=arguments.trust_remote_code, pruning=not arguments.no_pruning)
     loaded = time.perf_counter() - start
     resident = resident_bytes()
     tokens = torch.tensor([prompt])

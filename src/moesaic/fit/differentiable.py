@@ -73,20 +73,23 @@ def differentiable(model: nn.Module, budget: int) -> Iterator[None]:
         budget: bytes of dequantized weights that may be kept.
     """
     weights = Weights(budget)
-    changed = []
+    changed: list[tuple[nn.Module, Any]] = []
     for module in model.modules():
+        before = vars(module).get("forward")  # set where one such block is inside another
         if isinstance(module, PackedExperts):
             module.forward = partial(_experts, module, weights)  # type: ignore[method-assign]
         elif isinstance(module, PackedLinear):
             module.forward = partial(_linear, module, weights)  # type: ignore[method-assign]
         else:
             continue
-        changed.append(module)
+        changed.append((module, before))
     try:
         yield
     finally:
-        for module in changed:
+        for module, before in changed:
             del module.forward
+            if before is not None:
+                module.forward = before
 
 
 def dequantized(blob: Tensor, layout: MatrixLayout) -> Tensor:

@@ -20,6 +20,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from moesaic.fit.rules import read
 from moesaic.fit.text import batches
 from moesaic.progress import SILENT, Progress
 from moesaic.prune import Pruning, Routed
-from moesaic.prune.decide import THRESHOLD, decide, rescale
+from moesaic.prune.decide import THRESHOLD, decide, rescale, sort_places
 from moesaic.prune.otp import Otp
 from moesaic.runtime.skipping import Skipping, expert_modules
 
+METRICS = ("output", "fisher", "both")
 SENSITIVITY_WINDOWS = 4
 _CHUNK = 4096  # tokens of a step
 
@@ -62,6 +64,30 @@ class Stored:
         return routed, torch.from_numpy(np.array(self.gram[first:last]))
 
 
+@dataclass
+class Price:
+    """lambda: what a run expert costs, so that the share comes to the target and stays there.
+
+    Attributes:
+        value: the slow part, which remembers.
+        target: the share.
+    """
+
+    value: float
+    target: float
+
+    @classmethod
+    def of(cls, loss: float, target: float) -> Price:
+        """The first price, from the loss at the target: the slope of a loss that grows with the square of what is skipped."""
+        return cls(2 * max(loss, 1e-9) / max(1e-3, 1 - target), target)
+
+    def now(self, share: float) -> float:
+        """The price at that share: quickly more above the target, and slowly more for as long as it is above."""
+        above = share - self.target
+        self.value *= math.exp(above)
+        return self.value * math.exp(10 * above)
+
+
 def candidate_errors(weights: Tensor, gram: Tensor, masks: Tensor) -> Tensor:
     """Squared error of a layer's output under every candidate mask. `[tokens, masks]`
 
@@ -84,6 +110,7 @@ def train_layers(
     rule: Pruning,
     steps: int,
     rate: float,
+    metric: str = "output",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Train the states in place.
@@ -97,6 +124,7 @@ def train_layers(
         rule: the ratio rule at the same share.
         steps: how many.
         rate: learning rate of AdamW at its highest.
+        metric: one of `METRICS`; `"fisher"` and `"both"` need a model whose modules have gradients.
         progress: told of windows read, then of steps.
 
     Returns:
@@ -105,6 +133,9 @@ def train_layers(
     with tempfile.TemporaryDirectory(prefix="moesaic-") as folder:
         stored = record_layers(model, windows, Path(folder), progress)
         weight = sensitivities(model, windows[:SENSITIVITY_WINDOWS], stored, rule)
+        if metric != "output":
+            add_fisher(model, windows, stored, weight, alone=metric == "fisher", progress=progress)
+            weight = dict.fromkeys(weight, 1.0)
         return _descend(policy, states, stored, weight, target, steps=steps, rate=rate, progress=progress)
 
 
@@ -136,6 +167,70 @@ def record_layers(
     finally:
         skipping.remove()
     return stored
+
+
+def add_fisher(
+    model: PreTrainedModel,
+    windows: Tensor,
+    stored: Mapping[str, Stored],
+    weight: Mapping[str, float],
+    *,
+    alone: bool,
+    progress: Progress = SILENT,
+) -> None:
+    """Change the recorded Gram matrices so that the error is in nats of KL, by its second-order form.
+
+    `KL ~ 1/2 d^T F d` for a change d of a layer's output, F = E[g g^T], g the gradient of `log p(y)` by that output
+    with y drawn from the model itself (a Gauss-Newton form). One draw a token gives `u_j = <g, E_j(x)>` for every
+    place at once, as the gradient by the routing weights; `u u^T / 2` takes the Gram matrix' place. It counts what a
+    change does to all later tokens of the sequence, but one draw is noisy: `"both"` adds to it the squared error of the output
+    times the layer's sensitivity, half and half.
+    """
+    generator = torch.Generator().manual_seed(0)
+    modules = expert_modules(model)
+    progress.start("curvature", len(windows))
+    first = 0
+    for batch in batches(windows, 1024):
+        slopes = _slopes(model, batch, modules, generator)
+        last = first + batch.numel()
+        for layer, files in stored.items():
+            u = slopes[layer]
+            fisher = 0.5 * u[:, :, None] * u[:, None, :]
+            if not alone:
+                known = torch.from_numpy(np.array(files.gram[first:last]))
+                fisher = 0.5 * fisher + 0.5 * weight[layer] * known
+            files.gram[first:last] = fisher.numpy()
+        first = last
+        progress.advance(len(batch))
+
+
+def _slopes(
+    model: PreTrainedModel, batch: Tensor, modules: Mapping[str, Any], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Gradient of the log probability of tokens drawn from the model by every routing weight, in sorted places."""
+    added: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def before(name: str, _module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, index, weights = args
+        order = sort_places(weights.detach(), index)[2]
+        zero = torch.zeros_like(weights).requires_grad_()
+        added[name] = (zero, order)
+        return hidden, index, weights + zero
+
+    hooks = [module.register_forward_pre_hook(partial(before, name)) for name, module in modules.items()]
+    try:
+        logits = model(input_ids=batch.to(model.device), use_cache=False).logits.float().flatten(0, 1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    noise = torch.rand(logits.shape, generator=generator).clamp(min=1e-9).to(logits.device)
+    drawn = (logits.detach() - (-noise.log()).log()).argmax(dim=-1)
+    leaves = [zero for zero, _ in added.values()]
+    grads = torch.autograd.grad(-torch.nn.functional.cross_entropy(logits, drawn, reduction="sum"), leaves)
+    return {
+        name: grad.float().gather(-1, order).cpu()
+        for (name, (_, order)), grad in zip(added.items(), grads, strict=True)
+    }
 
 
 def _make_files(folder: Path, number: int, tokens: int, routed: Routed) -> Stored:
@@ -228,7 +323,8 @@ def _descend(
     trained = {layer: [key for key in state if key not in ("cost", THRESHOLD)] for layer, state in states.items()}
     parameters = [states[layer][key].requires_grad_() for layer, keys in trained.items() for key in keys]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    lam, said = 0.0, {"sensitivity": dict(weight), "stopped": None}
+    price: Price | None = None
+    said: dict[str, Any] = {"sensitivity": dict(weight), "stopped": None}
     progress.start("train", steps)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -241,16 +337,15 @@ def _descend(
             errors.append(weight[layer] * (likely * candidate_errors(routed.weights, gram, masks)).sum(dim=-1).mean())
             shares.append((likely @ masks).mean())
         error, share = torch.stack(errors).sum(), torch.stack(shares).mean()
-        lam = lam or 2 * error.item() / max(1e-3, 1 - target)
+        price = price or Price.of(error.item(), target)
         optimizer.zero_grad()
-        (error + lam * share).backward()
+        (error + price.now(share.item()) * share).backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if not (bool(torch.isfinite(error)) and bool(torch.isfinite(norm))):
             said["stopped"] = f"NaN in step {step + 1}; the state before was kept"
             break
         optimizer.step()
-        lam *= math.exp(2 * (share.item() - target))
-        said |= {"error": error.item(), "share": share.item(), "lambda": lam}
+        said |= {"error": error.item(), "share": share.item(), "lambda": price.value}
         progress.advance(1)
     for parameter in parameters:
         parameter.requires_grad_(False)

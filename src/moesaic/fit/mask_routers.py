@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from moesaic.errors import TrainingFailed
-from moesaic.fit.layerwise import train_layers
+from moesaic.fit.layerwise import METRICS, Price, train_layers
 from moesaic.fit.rules import calibrate, read
 from moesaic.fit.text import batches
 from moesaic.progress import SILENT, Progress
@@ -44,6 +44,7 @@ class Training:
 
     Attributes:
         layer_steps: steps of `layerwise` training, which come first; 0 for none.
+        metric: what those steps minimise: the squared error of a layer's `"output"`, its `"fisher"` form in nats, `"both"`.
         steps: steps of distillation from the outputs of the whole model; 0 for none.
         batch_tokens: tokens of a step.
         rate: learning rate of AdamW at its highest; warmed up over a tenth of the steps, then a cosine to zero.
@@ -58,6 +59,7 @@ class Training:
     """
 
     layer_steps: int = 300
+    metric: str = "both"
     steps: int = 100
     batch_tokens: int = 2048
     rate: float = 0.01
@@ -73,6 +75,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {self.estimator!r}; give one of {ESTIMATORS}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric is {self.metric!r}; give one of {METRICS}")
         if self.steps < 0 or self.layer_steps < 0 or self.checks < 1 or not 0 < self.held_back < 1:
             raise ValueError("steps have to be 0 or more, checks 1 or more, held_back between 0 and 1")
 
@@ -132,13 +136,13 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, States, float] | None = None  # KL on the windows held back, state, its share
         self.stopped: str | None = None
-        self.lam = 0.0
+        self.price = Price.of(0.0, target)
 
     def train_layers(self, windows: Tensor, held: Tensor, progress: Progress) -> None:
         """Each layer against its own output; the state becomes the best one."""
         said = train_layers(
             self.model, windows, self.policy, self.states, self.target,
-            rule=self.rule, steps=self.training.layer_steps, rate=self.training.rate, progress=progress,
+            rule=self.rule, steps=self.training.layer_steps, rate=self.training.rate, metric=self.training.metric, progress=progress,
         )  # fmt: skip
         self.said["layers"] = said
         self.stopped = said["stopped"]
@@ -149,7 +153,7 @@ class _Run:
         steps = self.training.steps
         kl, states, _ = self._best()
         self.states = {layer: {key: t.clone() for key, t in state.items()} for layer, state in states.items()}
-        self.lam = 2 * kl / max(1e-3, 1 - self.target)  # the slope of a KL that grows with the square
+        self.price = Price.of(kl, self.target)
         optimizer = torch.optim.AdamW(self._parameters(), lr=self.training.rate, weight_decay=0.0)
         every = max(1, steps // self.training.checks)
         progress.start("train", steps)
@@ -181,7 +185,10 @@ class _Run:
 
     def _parameters(self) -> list[Tensor]:
         return [
-            tensor.requires_grad_() for state in self.states.values() for key, tensor in state.items() if key not in FIXED
+            tensor.requires_grad_()
+            for state in self.states.values()
+            for key, tensor in state.items()
+            if key not in FIXED
         ]
 
     def _batches(self, windows: Tensor) -> Iterator[Tensor]:
@@ -208,15 +215,14 @@ class _Run:
         with _routing(self.model, routing):
             kl = divergence(teacher, logits_of(self.model, batch))
         share = torch.stack(list(expected.values())).mean()
-        loss = kl + self.lam * share
+        loss = kl + self.price.now(share.item()) * share
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), 1.0)
         if not (bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))):
             return False
         optimizer.step()
-        self.lam *= math.exp(2 * (share.item() - self.target))
-        self.history.append({"step": step + 1, "kl": kl.item(), "share": share.item(), "lambda": self.lam})
+        self.history.append({"step": step + 1, "kl": kl.item(), "share": share.item(), "lambda": self.price.value})
         return True
 
     def _sample(self, logits: Tensor, temperature: float, noise: float) -> Tensor:

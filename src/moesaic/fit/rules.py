@@ -117,9 +117,7 @@ def record(
 
 
 @torch.inference_mode()
-def measured_share(
-    model: PreTrainedModel, windows: Tensor, pruning: Pruning, progress: Progress = SILENT
-) -> float:
+def measured_share(model: PreTrainedModel, windows: Tensor, pruning: Pruning, progress: Progress = SILENT) -> float:
     """The share that runs with a policy at work."""
     skipping = attach(model, pruning)
     try:

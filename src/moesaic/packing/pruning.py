@@ -100,7 +100,7 @@ def read_pruning(folder: Path, manifest: Mapping[str, Any]) -> Pruning | None:
         return None
     data = read_json(path)
     if data.get("format") != FORMAT:
-        raise CorruptFile(f"{path}: its \"format\" is {data.get('format')!r}, this moesaic reads {FORMAT!r}")
+        raise CorruptFile(f'{path}: its "format" is {data.get("format")!r}, this moesaic reads {FORMAT!r}')
     absent = [key for key in _KEYS if key not in data]
     if absent:
         raise CorruptFile(f'{path}: no "{absent[0]}"; {_AGAIN}')
