@@ -342,7 +342,7 @@ def state_of(policy: object, k: int = 4) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("k", [2, 4, 8])
 def test_policies_keep_one_and_the_sum(name: str, k: int) -> None:
-    """Every policy gives one finite or infinite priority a place, keeps an expert a token, and the sum of the weights."""
+    """Every policy gives a priority a place, keeps an expert a token, and the sum of the weights."""
     policy, routed = POLICIES[name](), random_routed(k=k)
     priority = policy(routed, state_of(policy, k))
     assert priority.shape == routed.weights.shape

@@ -15,7 +15,7 @@ from tests.tiny import save_tiny
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])
 def test_computes_what_the_kernels_compute(budget: int, model: PreTrainedModel, windows: Tensor) -> None:
-    """The float way gives the reference kernels' outputs, whether weights are kept or not; afterwards all is as before."""
+    """The float way gives the reference kernels' outputs, weights kept or not; afterwards all is as before."""
     with torch.inference_mode():
         wanted = model(windows[:2]).logits
         with differentiable(model, budget):

@@ -32,7 +32,7 @@ def fitted(model: PreTrainedModel, windows: Tensor, training: Training = QUICK, 
     [
         ({}, {}),
         ({"estimator": "soft", "layer_steps": 0}, {"candidates": "subsets"}),
-        ({"warm_start": False, "steps": 0, "metric": "both"}, {}),
+        ({"warm_start": False, "steps": 0, "metric": "fisher"}, {}),
     ],
 )
 def test_trains_and_meets_the_share(changes: dict, knobs: dict, model: PreTrainedModel, windows: Tensor) -> None:

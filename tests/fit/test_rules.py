@@ -67,7 +67,7 @@ def test_four_experts_a_token(name: str, top_four: Path, windows: Tensor) -> Non
     """Rules work for k > 2 and for weights that are not normalised."""
     model = load(top_four, dtype=torch.float32)
     found = calibrate(model, windows, name, POLICIES[name](), 0.6)
-    assert found.reached == pytest.approx(0.6, abs=0.07 if name == "fixed_k" else 0.02)
+    assert found.reached == pytest.approx(0.6, abs={"fixed_k": 0.07, "pesf": 0.05}.get(name, 0.02))
 
 
 def test_odp_has_a_threshold_a_layer(model: PreTrainedModel, windows: Tensor) -> None:

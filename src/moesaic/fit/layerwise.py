@@ -7,11 +7,15 @@ output then needs no expert any more: with the rescaled weights c of the places 
     e(mask) = || sum_j (c_j - w_j) E_j(x) ||^2 = (c - w)^T G (c - w)
 
 So the error of every candidate is known, the expected error under the mask router's distribution has an exact
-gradient, and nothing is sampled. The loss is the sum over the layers of `sensitivity * expected error`, and
-`lambda * expected share` as in `mask_routers`. A layer's sensitivity is the KL of the model's outputs when that layer alone is
-pruned by the ratio rule, over the squared error that this makes.
+gradient, and no mask is sampled. The loss is the sum over the layers of `sensitivity * expected error`, and
+`lambda * expected share` as in `mask_routers`. A layer's sensitivity is the KL of the model's outputs when that layer
+alone is pruned by the ratio rule, over the squared error that this makes.
 
-Memory: one batch of activations and the pages of the files in use. Disk: `2 hidden + 4 k (k + 1)` bytes a token and layer.
+Where a gradient can go through the whole model, the error is measured in what it does to the outputs instead of in
+the size of the change (`use_fisher`): G becomes the second-order form of the KL, and no sensitivity is needed.
+
+Memory: a batch of activations, and the pages of the files in use. Disk: `2 hidden + 4 k (k + 1)` bytes a token and
+layer.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from moesaic.prune.decide import THRESHOLD, decide, rescale, sort_places
 from moesaic.prune.otp import Otp
 from moesaic.runtime.skipping import Skipping, expert_modules
 
-METRICS = ("output", "fisher", "both")
+METRICS = ("fisher", "output")
 SENSITIVITY_WINDOWS = 4
 _CHUNK = 4096  # tokens of a step
 
@@ -56,12 +60,13 @@ class Stored:
     weights: np.memmap
     gram: np.memmap
 
-    def part(self, first: int, last: int) -> tuple[Routed, Tensor]:
+    def part(self, first: int, last: int, device: torch.device | str = "cpu") -> tuple[Routed, Tensor]:
         """Tokens `first … last - 1`: their routing, and the Gram matrices."""
-        weights = torch.from_numpy(np.array(self.weights[first:last]))
-        hidden = torch.from_numpy(np.array(self.hidden[first:last])).float()
-        routed = Routed(weights, torch.zeros(weights.shape, dtype=torch.int64), hidden, 0)
-        return routed, torch.from_numpy(np.array(self.gram[first:last]))
+        weights, hidden, gram = (
+            torch.from_numpy(np.array(file[first:last])).to(device).float()
+            for file in (self.weights, self.hidden, self.gram)
+        )
+        return Routed(weights, torch.zeros_like(weights, dtype=torch.int64), hidden, 0), gram
 
 
 @dataclass
@@ -78,7 +83,7 @@ class Price:
 
     @classmethod
     def of(cls, loss: float, target: float) -> Price:
-        """The first price, from the loss at the target: the slope of a loss that grows with the square of what is skipped."""
+        """The first price: the slope at the target of a loss that grows with the square of the share skipped."""
         return cls(2 * max(loss, 1e-9) / max(1e-3, 1 - target), target)
 
     def now(self, share: float) -> float:
@@ -110,7 +115,7 @@ def train_layers(
     rule: Pruning,
     steps: int,
     rate: float,
-    metric: str = "output",
+    metric: str = "fisher",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Train the states in place.
@@ -124,7 +129,7 @@ def train_layers(
         rule: the ratio rule at the same share.
         steps: how many.
         rate: learning rate of AdamW at its highest.
-        metric: one of `METRICS`; `"fisher"` and `"both"` need a model whose modules have gradients.
+        metric: `"fisher"`, which needs a model whose modules have gradients, or `"output"`.
         progress: told of windows read, then of steps.
 
     Returns:
@@ -132,10 +137,11 @@ def train_layers(
     """
     with tempfile.TemporaryDirectory(prefix="moesaic-") as folder:
         stored = record_layers(model, windows, Path(folder), progress)
-        weight = sensitivities(model, windows[:SENSITIVITY_WINDOWS], stored, rule)
-        if metric != "output":
-            add_fisher(model, windows, stored, weight, alone=metric == "fisher", progress=progress)
-            weight = dict.fromkeys(weight, 1.0)
+        if metric == "fisher":
+            use_fisher(model, windows, stored, progress)
+            weight = dict.fromkeys(stored, 1.0)
+        else:
+            weight = sensitivities(model, windows[:SENSITIVITY_WINDOWS], stored, rule)
         return _descend(policy, states, stored, weight, target, steps=steps, rate=rate, progress=progress)
 
 
@@ -169,22 +175,15 @@ def record_layers(
     return stored
 
 
-def add_fisher(
-    model: PreTrainedModel,
-    windows: Tensor,
-    stored: Mapping[str, Stored],
-    weight: Mapping[str, float],
-    *,
-    alone: bool,
-    progress: Progress = SILENT,
+def use_fisher(
+    model: PreTrainedModel, windows: Tensor, stored: Mapping[str, Stored], progress: Progress = SILENT
 ) -> None:
-    """Change the recorded Gram matrices so that the error is in nats of KL, by its second-order form.
+    """Put in place of the Gram matrices what makes the error a KL in nats, by its second-order form.
 
     `KL ~ 1/2 d^T F d` for a change d of a layer's output, F = E[g g^T], g the gradient of `log p(y)` by that output
     with y drawn from the model itself (a Gauss-Newton form). One draw a token gives `u_j = <g, E_j(x)>` for every
     place at once, as the gradient by the routing weights; `u u^T / 2` takes the Gram matrix' place. It counts what a
-    change does to all later tokens of the sequence, but one draw is noisy: `"both"` adds to it the squared error of the output
-    times the layer's sensitivity, half and half.
+    change does to all later tokens of the sequence. One draw is noisy; many tokens make up for that.
     """
     generator = torch.Generator().manual_seed(0)
     modules = expert_modules(model)
@@ -195,11 +194,7 @@ def add_fisher(
         last = first + batch.numel()
         for layer, files in stored.items():
             u = slopes[layer]
-            fisher = 0.5 * u[:, :, None] * u[:, None, :]
-            if not alone:
-                known = torch.from_numpy(np.array(files.gram[first:last]))
-                fisher = 0.5 * fisher + 0.5 * weight[layer] * known
-            files.gram[first:last] = fisher.numpy()
+            files.gram[first:last] = (0.5 * u[:, :, None] * u[:, None, :]).numpy()
         first = last
         progress.advance(len(batch))
 
@@ -319,7 +314,8 @@ def _descend(
     """Gradient steps over chunks of tokens; the states are those of the last step without NaN."""
     first = next(iter(stored.values()))
     tokens, k = first.weights.shape
-    masks = policy.masks(k)
+    device = next(iter(states.values()))["cost"].device
+    masks = policy.masks(k).to(device)
     trained = {layer: [key for key in state if key not in ("cost", THRESHOLD)] for layer, state in states.items()}
     parameters = [states[layer][key].requires_grad_() for layer, keys in trained.items() for key in keys]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
@@ -332,7 +328,7 @@ def _descend(
         start = (step * _CHUNK) % max(1, tokens - _CHUNK + 1)
         errors, shares = [], []
         for layer, files in stored.items():
-            routed, gram = files.part(start, min(tokens, start + _CHUNK))
+            routed, gram = files.part(start, min(tokens, start + _CHUNK), device)
             likely = policy.logits(routed, states[layer]).softmax(dim=-1)
             errors.append(weight[layer] * (likely * candidate_errors(routed.weights, gram, masks)).sum(dim=-1).mean())
             shares.append((likely @ masks).mean())

@@ -1,14 +1,15 @@
-"""Trains OTP's mask routers: Gumbel-Softmax, distillation from the unpruned model, a share that is met.
+"""Trains OTP's mask routers: distillation from the unpruned model, Gumbel-Softmax, a share that is met.
 
-Only the mask routers have gradients. A step reads some windows twice: without skipping (the teacher), and with masks
+Only the mask routers have gradients. They are trained layer by layer first (`layerwise`), which is cheap, and then
+through the whole model. A step of that reads some windows twice: without skipping (the teacher), and with masks
 sampled for every token and layer. The loss is
 
     KL(teacher || student) a token, over the vocabulary  +  lambda * expected share of the expert activations
 
-lambda is not given but found: a controller raises it while the share is above the target and lowers it below. The start is the
-ratio rule at the target share, so that training has to improve on that rule and not to find it again. At the end, and
-at times in between, the masks are made hard, the common `cost` is set so that the share is met, and the KL on windows
-that were held back is measured; the best state seen is the result, the start included.
+lambda is not given but found: a controller raises it while the share is above the target and lowers it below. The
+start is the ratio rule at the target share, so that training has to improve on that rule and not to find it again. At
+the end, and at times in between, the masks are made hard, the common `cost` is set so that the share is met, and the
+KL on windows that were held back is measured; the best state seen is the result, the start included.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Training:
 
     Attributes:
         layer_steps: steps of `layerwise` training, which come first; 0 for none.
-        metric: what those steps minimise: the squared error of a layer's `"output"`, its `"fisher"` form in nats, `"both"`.
+        metric: what those steps minimise: the change of a layer's output in its `"fisher"` form, which is a KL in
+            nats, or its plain square, `"output"`.
         steps: steps of distillation from the outputs of the whole model; 0 for none.
         batch_tokens: tokens of a step.
         rate: learning rate of AdamW at its highest; warmed up over a tenth of the steps, then a cosine to zero.
@@ -59,7 +61,7 @@ class Training:
     """
 
     layer_steps: int = 300
-    metric: str = "both"
+    metric: str = "fisher"
     steps: int = 100
     batch_tokens: int = 2048
     rate: float = 0.01
@@ -141,9 +143,17 @@ class _Run:
     def train_layers(self, windows: Tensor, held: Tensor, progress: Progress) -> None:
         """Each layer against its own output; the state becomes the best one."""
         said = train_layers(
-            self.model, windows, self.policy, self.states, self.target,
-            rule=self.rule, steps=self.training.layer_steps, rate=self.training.rate, metric=self.training.metric, progress=progress,
-        )  # fmt: skip
+            self.model,
+            windows,
+            self.policy,
+            self.states,
+            self.target,
+            rule=self.rule,
+            steps=self.training.layer_steps,
+            rate=self.training.rate,
+            metric=self.training.metric,
+            progress=progress,
+        )
         self.said["layers"] = said
         self.stopped = said["stopped"]
         self.check(held, "layers")

@@ -121,8 +121,8 @@ def fit(
 
 
 def _training(model: PreTrainedModel) -> Training:
-    """All steps where the dequantized model fits, else layer by layer alone."""
-    return Training() if dequantized_bytes(model) <= FLOAT_BUDGET else Training(steps=0)
+    """All of it where the dequantized model fits, else layer by layer and without gradients through the model."""
+    return Training() if dequantized_bytes(model) <= FLOAT_BUDGET else Training(steps=0, metric="output")
 
 
 def _windows(model: PreTrainedModel, tokens: list[int], options: FitOptions, *, trained: bool) -> Tensor:
