@@ -43,16 +43,16 @@ SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.55)
 RULE_TOKENS = 8_192  # a quantile needs no more
 RULES = ("odp", "threshold", "top_p", "fixed_k", "pesf")
 DESIGNS = {  # what is behind the defaults of otp: one change each
-    "otp": {},
-    "otp, subsets": {"knobs": {"candidates": "subsets"}},
-    "otp, weights alone": {"knobs": {"features": "weights"}},
-    "otp, hidden alone": {"knobs": {"features": "hidden"}},
-    "otp, output error": {"training": {"metric": "output"}},
-    "otp, layers alone": {"training": {"steps": 0}},
-    "otp, whole model alone": {"training": {"layer_steps": 0, "steps": 100}},
-    "otp, soft masks": {"training": {"layer_steps": 0, "steps": 100, "estimator": "soft"}},
-    "otp, constant temperature": {"training": {"layer_steps": 0, "steps": 100, "hot": 1.0, "cold": 1.0}},
-    "otp, cold start": {"training": {"layer_steps": 0, "steps": 100, "warm_start": False}},
+    "subsets": {"knobs": {"candidates": "subsets"}},
+    "weights alone": {"knobs": {"features": "weights"}},
+    "hidden alone": {"knobs": {"features": "hidden"}},
+    "output error": {"training": {"metric": "output"}},
+    "layers alone": {"training": {"steps": 0}},
+    "layers, then whole model": {"training": {"steps": 60}},
+    "whole model alone": {"training": {"layer_steps": 0}},
+    "soft masks": {"training": {"layer_steps": 0, "estimator": "soft"}},
+    "constant temperature": {"training": {"layer_steps": 0, "hot": 1.0, "cold": 1.0}},
+    "cold start": {"training": {"layer_steps": 0, "warm_start": False}},
 }
 
 
@@ -62,13 +62,12 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, FitOptions]]:
         for name in (*RULES, "otp"):
             if name in arguments.policies:
                 yield name, FitOptions(policy=name, target=share, training=arguments.training)
-    for name, changes in DESIGNS.items() if arguments.designs else ():
-        if name != "otp":
-            training = replace(arguments.training, **changes.get("training", {}))
-            if "steps" in changes.get("training", {}) and training.steps:
-                training = replace(training, steps=arguments.design_steps)
-            knobs = changes.get("knobs", {})
-            yield name, FitOptions(policy="otp", target=arguments.at, knobs=knobs, training=training)
+    for name in arguments.designs:
+        changes = DESIGNS[name]
+        training = replace(arguments.training, **changes.get("training", {}))
+        if not training.layer_steps:
+            training = replace(training, steps=arguments.design_steps)
+        yield f"otp, {name}", FitOptions("otp", arguments.at, changes.get("knobs", {}), training=training)
 
 
 class Held:
@@ -179,7 +178,7 @@ def main() -> None:
     parser.add_argument("--rule", default="router_norm+max_var", help="scoring rule of the bit plan")
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--policies", nargs="+", default=[*RULES, "otp"])
-    parser.add_argument("--designs", action="store_true", help="the ablation of otp too")
+    parser.add_argument("--designs", nargs="*", choices=DESIGNS, help="the ablation of otp too; all without names")
     parser.add_argument("--at", type=float, default=0.8, help="share of the ablation and of the summary")
     parser.add_argument("--calibration", type=Path, help="default: the text that comes with moesaic")
     parser.add_argument("--text", type=Path, help="held-out text; default: heldout.txt of the model's folder")
@@ -187,13 +186,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65_536, help="calibration tokens")
     parser.add_argument("--held", type=int, default=32_768, help="held-out tokens")
     parser.add_argument("--steps", type=int, default=Training().steps, help="steps of otp through the whole model")
-    parser.add_argument("--design-steps", type=int, default=100, help="the same, of designs without layer steps")
+    parser.add_argument("--design-steps", type=int, default=100, help="steps of designs without layer steps")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="a share of 0.8 and its neighbours, little text")
     parser.add_argument("--save", type=Path, help="write the rows and the conditions to this JSON file")
     a = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    a.designs = [] if a.designs is None else a.designs or list(DESIGNS)
     if a.threads:
         torch.set_num_threads(a.threads)
     if a.quick:

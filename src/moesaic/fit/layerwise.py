@@ -335,7 +335,7 @@ def _descend(
         error, share = torch.stack(errors).sum(), torch.stack(shares).mean()
         price = price or Price.of(error.item(), target)
         optimizer.zero_grad()
-        (error + price.now(share.item()) * share).backward()
+        (error + price.now(share.item()) * share).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if not (bool(torch.isfinite(error)) and bool(torch.isfinite(norm))):
             said["stopped"] = f"NaN in step {step + 1}; the state before was kept"

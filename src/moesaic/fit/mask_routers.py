@@ -227,7 +227,7 @@ class _Run:
         share = torch.stack(list(expected.values())).mean()
         loss = kl + self.price.now(share.item()) * share
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), 1.0)
         if not (bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))):
             return False

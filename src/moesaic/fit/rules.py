@@ -90,8 +90,8 @@ def thresholds(policy: Policy, recorded: Recorded, share: float) -> dict[str, di
         states[layer] = {"means": ratios.mean(dim=0)} if "means" in policy.needs else {}
     priorities = {layer: [policy(part, states[layer]) for part in parts] for layer, parts in recorded.items()}
     whole = share_threshold([each for parts in priorities.values() for each in parts], share)
-    for layer, parts in priorities.items():
-        value = share_threshold(parts, share) if policy.by_layer else whole
+    for layer, own in priorities.items():
+        value = share_threshold(own, share) if policy.by_layer else whole
         states[layer][THRESHOLD] = torch.tensor(value)
     return states
 

@@ -45,7 +45,8 @@ def token_windows(
 
 def batches(windows: Tensor, tokens: int) -> list[Tensor]:
     """Windows in batches of at most that many tokens, at least one window each."""
-    return list(windows.split(max(1, tokens // windows.shape[1])))
+    rows = max(1, tokens // windows.shape[1])
+    return [windows[first : first + rows] for first in range(0, len(windows), rows)]
 
 
 def tokenized(tokenizer: Any, text: str) -> list[int]:

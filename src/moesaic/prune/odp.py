@@ -56,9 +56,8 @@ class Odp:
         assert routed.sequences is not None
         assert routed.significance is not None
         found = torch.zeros_like(routed.sequences, dtype=torch.bool)
-        for sequence in routed.sequences.unique().tolist():
-            inside = torch.where(routed.sequences == sequence)[0] if sequence >= 0 else None
-            if inside is not None:
-                number = math.ceil(self.protect * len(inside))
-                found[inside[routed.significance[inside].topk(number).indices]] = True
+        for sequence in range(int(routed.sequences.max()) + 1):
+            inside = torch.where(routed.sequences == sequence)[0]
+            number = math.ceil(self.protect * len(inside))
+            found[inside[routed.significance[inside].topk(number).indices]] = True
         return found

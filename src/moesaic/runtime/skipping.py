@@ -46,8 +46,8 @@ class Sequences:
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         self.batch = 1 if tokens is None else tokens.shape[0]
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        padded = isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all())
-        self.mask = mask.bool() if padded else None
+        given = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self.mask = None if given is None or bool(given.all()) else given.bool()
         self.received = {}
 
     def numbers(self, tokens: int, device: torch.device) -> Tensor:
@@ -246,9 +246,9 @@ def expert_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
 
 
-def _count(module: nn.Module) -> int:
+def _count(module: Any) -> int:
     """Number of experts of the layer."""
-    return module.experts if isinstance(module, PackedExperts) else int(module.down_proj.shape[0])  # type: ignore[union-attr]
+    return module.experts if isinstance(module, PackedExperts) else int(module.down_proj.shape[0])
 
 
 def _attention_of(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict[str, str]:
