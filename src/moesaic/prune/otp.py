@@ -87,17 +87,21 @@ class Otp:
         """Unnormalised log probabilities of the candidates. `[tokens, masks]` float32"""
         masks = self.masks(routed.weights.shape[1]).to(routed.hidden.device)
         place = state["slope"] * (routed.ratio.clamp(min=1e-6).log() - state["offset"])  # (T, k)
-        inner = functional.silu(self._features(routed, state) @ state["inner"].T + state["inner_bias"])
-        correction = inner @ state["outer"].T + state["outer_bias"]
-        return (place - state["cost"]) @ masks.T + correction
+        inner = functional.silu(functional.linear(self._features(routed, state), state["inner"], state["inner_bias"]))
+        correction = functional.linear(inner, state["outer"], state["outer_bias"])
+        return correction + functional.linear(place - state["cost"], masks)
 
     def _features(self, routed: Routed, state: State) -> Tensor:
         """`[tokens, width + k]`; what is not to be seen is zero."""
         hidden, weights = routed.hidden.float(), routed.weights.float()
-        hidden = functional.rms_norm(hidden, hidden.shape[-1:]) @ state["project"].T
+        rms = hidden.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-6)
+        projected = functional.linear(hidden, state["project"]) / rms
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30)
-        shown = {"both": (1, 1), "weights": (0, 1), "hidden": (1, 0)}[self.features]
-        return torch.cat([hidden * shown[0], weights * shown[1]], dim=-1)
+        if self.features == "weights":
+            projected = torch.zeros_like(projected)
+        if self.features == "hidden":
+            weights = torch.zeros_like(weights)
+        return torch.cat([projected, weights], dim=-1)
 
 
 @lru_cache
