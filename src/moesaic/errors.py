@@ -10,10 +10,12 @@
     ├── CorruptFile              a file contradicts itself, its index or its recorded hash
     ├── InvalidPlan              a plan does not fit the model, or contradicts itself
     ├── NotFinite                weights or statistics that hold NaN or infinity
+    ├── InvalidPolicy            a skipping policy that does not fit the model it is used for
     ├── InvalidText              text that cannot be read, or too little of it
     ├── InvalidTask              an evaluation set with a line that is not of its format
     ├── JobMismatch              an unfinished run in the work folder was started with other options
     ├── StorageFull              the disk has no room for the output
+    ├── TrainingFailed           training met NaN before there was a good state to keep
     └── KernelUnavailable        the kernel backend asked for cannot run here
 
 A message names the file, tensor or option, the value found, and the remedy.
@@ -72,6 +74,10 @@ class NotFinite(MoesaicError):
     """Numbers that hold NaN or infinity where a computation needs all of them."""
 
 
+class InvalidPolicy(MoesaicError):
+    """A skipping policy that was made for another model, or that this model cannot run."""
+
+
 class InvalidText(MoesaicError):
     """A text that cannot be read as UTF-8 or holds too few tokens."""
 
@@ -86,6 +92,10 @@ class JobMismatch(MoesaicError):
 
 class StorageFull(MoesaicError):
     """The disk has no room for the output."""
+
+
+class TrainingFailed(MoesaicError):
+    """Training could not go on, and there is nothing good to keep."""
 
 
 class KernelUnavailable(MoesaicError):

@@ -716,3 +716,70 @@ class TestReadersOfModels:
         command = ("allocate", tmp_path / "scores.json", "--model", mixtral, "--bits", 2.5, "-o", out)
         check_message(call_cli(*command), FAILURE)
         assert not out.exists()
+
+
+# ---- skipping policies ----
+
+
+@pytest.fixture
+def pruned(harmed: Path, tmp_path: Path) -> Path:
+    """A packed folder with a policy, to damage."""
+    text = write_text(tmp_path / "calibration.txt", 800)
+    result = call_cli(
+        "prune", harmed, "--policy", "threshold", "--target", 0.8, "--calibration", text, "--window", 40, "--quiet"
+    )
+    assert result.code == 0, result.err
+    return harmed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--policy", "otpp"), USAGE, ("unknown skipping policy", "otp")),
+        (("--policy", "threshold", "--target", 0.5), USAGE, ("--target 0.5", "above 0.5")),
+        (("--policy", "threshold", "--target", 1.2), USAGE, ("--target 1.2",)),
+        (("--policy", "threshold", "--target", "nan"), USAGE, ("--target nan",)),
+        (("--policy", "odp", "--protect", 1), USAGE, ("protect",)),
+        (("--policy", "odp", "--candidates", "subsets"), USAGE, ("candidates",)),
+        (("--candidates", "all"), USAGE, ("candidates",)),
+        (("--window", 4096), USAGE, ("--window 4096",)),
+        (("--window", 120), FAILURE, ("800 tokens", "at least 16")),
+    ],
+)
+def test_pruning_with_what_cannot_be(
+    arguments: tuple[object, ...], code: int, words: tuple[str, ...], pruned: Path, tmp_path: Path
+) -> None:
+    """A wrong target, policy, knob or text is one line, and the folder keeps the policy that it had."""
+    before = {path.name: path.read_bytes() for path in pruned.iterdir()}
+    result = call_cli("prune", pruned, "--calibration", tmp_path / "calibration.txt", "--window", 40, *arguments)
+    check_message(result, code, *words)
+    assert {path.name: path.read_bytes() for path in pruned.iterdir()} == before
+
+
+def test_pruning_what_is_not_packed(mixtral: Path, tmp_path: Path) -> None:
+    """An ordinary checkpoint is refused, and nothing is written into it."""
+    before = {path.name for path in mixtral.iterdir()}
+    check_message(call_cli("prune", mixtral, "--target", 0.8), FAILURE, "moesaic.json")
+    assert {path.name for path in mixtral.iterdir()} == before
+
+
+def test_a_policy_of_another_plan(pruned: Path, mixtral: Path, tmp_path: Path) -> None:
+    """A policy copied beside another packing of the same model is refused, and can be turned off."""
+    other = compress(mixtral, tmp_path / "other", CompressOptions(bits=3))
+    for path in pruned.glob("pruning*"):
+        shutil.copy(path, other / path.name)
+    text = write_text(tmp_path / "text.txt", 200)
+    arguments = ("evaluate", other, "--text", text, "--window", 40, "--no-speed", "--json")
+    check_message(call_cli(*arguments), FAILURE, "another bit plan", "prune")
+    check_message(call_cli("verify", other), FAILURE, "another bit plan")
+    assert call_cli(*arguments, "--no-pruning").code == 0
+
+
+def test_a_damaged_policy(pruned: Path, tmp_path: Path) -> None:
+    """Changed tensors of a policy are noticed by loading and by verify."""
+    file = next(pruned.glob("pruning-*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 4
+    file.write_bytes(bytes(data))
+    check_message(call_cli("verify", pruned), FAILURE, file.name)
+    check_message(call_cli("generate", pruned, "--prompt", "The"), FAILURE, file.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -13,9 +14,12 @@ import torch
 from moesaic.allocate import ALLOCATORS, PerMatrix, needs_costs
 from moesaic.allocate.choices import shapes_of
 from moesaic.errors import BudgetInfeasible, UsageError
+from moesaic.prune import POLICIES, Otp
+from moesaic.prune.decide import decide, rescale
 from moesaic.quantize import QUANTIZERS
 from moesaic.records import PACKED_WIDTHS, BitPlan, Budget, CostTable, LayerShape, Scores
 from moesaic.scores import COSTS, SCORERS, CostRule, needs_errors, needs_stats
+from tests.prune.made_up import random_routed
 from tests.quantize.made_up import gaussian, rms_error, rows_of, same
 from tests.scores.made_up import MadeUp, random_weights
 
@@ -424,3 +428,51 @@ def test_width_the_format_lacks_is_refused(name: str, symmetric: bool, group: in
             quantizer(gaussian(2, 64), bits)
     with pytest.raises(ValueError, match="group_size must be"):
         QUANTIZERS[name](group_size=48, symmetric=symmetric)(gaussian(2, 64), 2)
+
+
+# ---- skipping policies ----
+
+
+def state_of(policy: object, k: int = 4) -> dict[str, torch.Tensor]:
+    """A state that skips something."""
+    state = {"threshold": torch.tensor(0.6), "means": torch.linspace(1, 0.2, k)}
+    if isinstance(policy, Otp):
+        state |= policy.start(k, 6, torch.Generator().manual_seed(0)) | {"threshold": torch.tensor(0.5)}
+    return state
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_policies_keep_one_and_the_sum(name: str, k: int) -> None:
+    """Every policy gives a priority a place, keeps an expert a token, and the sum of the weights."""
+    policy, routed = POLICIES[name](), random_routed(k=k)
+    priority = policy(routed, state_of(policy, k))
+    assert priority.shape == routed.weights.shape
+    assert not priority.isnan().any()
+    kept = decide(policy, routed, state_of(policy, k))
+    assert bool(kept.any(dim=-1).all())
+    torch.testing.assert_close(rescale(routed.weights, kept).sum(-1), routed.weights.sum(-1))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_are_deterministic_and_change_nothing(name: str) -> None:
+    """The same routing gives the same decision, and neither routing nor state are changed."""
+    policy, routed = POLICIES[name](), random_routed()
+    state = state_of(policy)
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    first = decide(policy, routed, state)
+    assert torch.equal(decide(policy, random_routed(), state), first)
+    for key in ("weights", "experts", "hidden"):
+        assert torch.equal(getattr(routed, key), getattr(random_routed(), key))
+    assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
+
+
+@pytest.mark.parametrize("name", [name for name, made in POLICIES.items() if made.causal])
+def test_causal_policies_see_one_token(name: str) -> None:
+    """A policy that calls itself causal gives a token alone what it gives it among others."""
+    policy, routed = POLICIES[name](), random_routed()
+    together = policy(routed, state_of(policy))
+    for row in range(0, 40, 7):
+        keys = ("weights", "experts", "hidden", "sequences", "significance")
+        one = dataclasses.replace(routed, **{key: getattr(routed, key)[row : row + 1] for key in keys})
+        torch.testing.assert_close(policy(one, state_of(policy))[0], together[row])

@@ -10,6 +10,7 @@ import pytest
 from tests.docs.test_code_blocks import PAGES, ROOT, name_of
 
 from moesaic.allocate import ALLOCATORS
+from moesaic.prune import POLICIES
 from moesaic.quantize import QUANTIZERS
 from moesaic.scores import COSTS, SCORERS
 
@@ -18,6 +19,7 @@ MADE = {
     **{f"{name} (costs)": made() for name, made in COSTS.items()},
     **{name: made() for name, made in ALLOCATORS.items()},
     **{name: made() for name, made in QUANTIZERS.items()},
+    **{name: made() for name, made in POLICIES.items()},
 }
 VARIABLE = re.compile(r"MOESAIC_[A-Z_]+")
 

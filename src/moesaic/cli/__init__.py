@@ -10,7 +10,20 @@ import sys
 
 import typer
 
-from moesaic.cli import allocate, calibrate, compress, doctor, evaluate, generate, inspect, plan, report, score, verify
+from moesaic.cli import (
+    allocate,
+    calibrate,
+    compress,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    plan,
+    prune,
+    report,
+    score,
+    verify,
+)
 from moesaic.cli.help import WIDTH, Command, Commands
 from moesaic.errors import MoesaicError
 
@@ -24,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 app.command("compress", cls=Command)(compress.command)
+app.command("prune", cls=Command)(prune.command)
 app.command("evaluate", cls=Command)(evaluate.command)
 app.command("generate", cls=Command)(generate.command)
 app.command("verify", cls=Command)(verify.command)

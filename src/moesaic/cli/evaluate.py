@@ -50,6 +50,7 @@ def command(
     save: Annotated[
         Path | None, typer.Option("--save", "--records", help="Write run records to this JSON file.")
     ] = None,
+    pruning: p.SkipExperts = True,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
 ) -> None:
@@ -71,6 +72,7 @@ def command(
         speed=speed,
         new_tokens=new_tokens,
         threads=threads,
+        pruning=pruning,
         trust_remote_code=trust_remote_code,
         tasks=_names("--tasks", tasks),
         task_folder=task_folder,
@@ -133,6 +135,10 @@ def _text_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("KL divergence", f"{found['kl']:.4f}", "nats a token, from full precision"),
             ("top-1 agreement", f"{100 * found['top1_agreement']:.2f} %", "with full precision"),
         ]
+    if found["expert_share"] is not None:
+        low, high = min(found["expert_share_layers"].values()), max(found["expert_share_layers"].values())
+        between = f"run ({found['pruning']}); {100 * low:.1f} to {100 * high:.1f} % by layer"
+        rows.append(("expert activations", f"{100 * found['expert_share']:.1f} %", between))
     return rows
 
 

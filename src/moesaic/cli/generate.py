@@ -19,6 +19,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed for temperatures above 0.")] = 0,
+    pruning: p.SkipExperts = True,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
 ) -> None:
@@ -33,7 +34,7 @@ def command(
     output.begin()
     set_threads(threads)
     torch.manual_seed(seed)
-    model = open_any(folder, trust_remote_code=trust_remote_code)
+    model = open_any(folder, trust_remote_code=trust_remote_code, pruning=pruning)
     tokenizer = open_tokenizer(folder, trust_remote_code=trust_remote_code)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     if not inputs["input_ids"].numel():

@@ -148,6 +148,14 @@ RepairRouters = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads.  [default: torch's choice]", rich_help_panel="This run")
 ]
+SkipExperts = Annotated[
+    bool,
+    typer.Option(
+        "--pruning/--no-pruning",
+        help="Let the folder's skipping policy, if any, decide what runs.",
+        rich_help_panel="This run",
+    ),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(

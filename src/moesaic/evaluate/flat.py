@@ -18,6 +18,7 @@ _UNITS = {
     "top1_agreement": "",
     "routing_same_set": "",
     "routing_overlap": "",
+    "expert_share": "",
     "code_bits": "bits/weight",
     "stored_bpw": "bits/weight",
     "expert_bytes": "bytes",
@@ -28,7 +29,7 @@ _UNITS = {
     "resident_loaded_bytes": "bytes",
     "peak_memory_bytes": "bytes",
 }
-_OF_TOKENS = frozenset(list(_UNITS)[:6])  # the others are counted or run once
+_OF_TOKENS = frozenset(list(_UNITS)[:7])  # the others are counted or run once
 _PARTS = ("value", "reference", "difference")
 
 
@@ -80,11 +81,11 @@ def speed_figures(speed: Speed | None) -> dict[str, Any]:
 
 def records(found: dict[str, Any]) -> list[RunRecord]:
     """The figures of `evaluate` as run records; `docs/records.md` lists them."""
-    return [*_plain_records(found), *_layer_records(found), *_task_records(found)]
+    return [*_plain_records(found), *_layer_records(found), *_share_records(found), *_task_records(found)]
 
 
 def _shared_conditions(found: dict[str, Any]) -> dict[str, Any]:
-    return {key: found[key] for key in ("model", "reference")} | found["conditions"]
+    return {key: found[key] for key in ("model", "reference", "pruning")} | found["conditions"]
 
 
 def _text_conditions(found: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +117,12 @@ def _layer_records(found: dict[str, Any]) -> Iterator[RunRecord]:
                 conditions={**_text_conditions(found), "layer": layer},
                 interval=_pair(figures_[f"{name}_interval"]),
             )
+
+
+def _share_records(found: dict[str, Any]) -> Iterator[RunRecord]:
+    for layer, share in (found["expert_share_layers"] or {}).items():
+        conditions = {**_text_conditions(found), "layer": layer}
+        yield RunRecord("layer_expert_share", share, "", found["tokens"] or 1, conditions)
 
 
 def _task_records(found: dict[str, Any]) -> Iterator[RunRecord]:

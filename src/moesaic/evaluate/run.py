@@ -24,6 +24,7 @@ from moesaic.families import MoeLayer, find_moe_layers
 from moesaic.families.skeleton import build_skeleton, load_config
 from moesaic.progress import SILENT, Progress
 from moesaic.runtime.hf import open_any, open_tokenizer
+from moesaic.runtime.skipping import skipping_of
 from moesaic.text import Window, bundled_calibration_text, read_text, windows
 
 LARGEST_WINDOW = 2048  # tokens, the convention of the papers
@@ -42,6 +43,7 @@ class EvaluateOptions:
         speed: measure speed and memory too.
         new_tokens: tokens to generate for the speed.
         threads: torch threads of the speed measurement.
+        pruning: let the folder's skipping policy, if any, decide which experts run.
         trust_remote_code: as for `load`.
         tasks: evaluation sets: paths of JSONL files, or names of `evaluate.tasks.TASKS`.
         task_folder: where the files of these names are.
@@ -56,6 +58,7 @@ class EvaluateOptions:
     speed: bool = True
     new_tokens: int = 32
     threads: int | None = None
+    pruning: bool = True
     trust_remote_code: bool = False
     tasks: tuple[str, ...] = ()
     task_folder: Path | None = None
@@ -114,10 +117,18 @@ def evaluate(
     window, stride = _window(options, load_config(folder, trust_remote_code=options.trust_remote_code))
     cut = None if content is None else windows(tokens, length=window, stride=stride, limit=options.max_tokens)
     opened = _open(folder, tokenizer, tokens, reference, options)
+    skipping = skipping_of(opened.model)
+    if skipping is not None:
+        skipping.count()
     measured = {
         **_text_figures(opened, cut, progress, trust_remote_code=options.trust_remote_code),
         "tasks": [_local_task(opened, each, progress) for each in sets],
         "lm_eval": _harness(opened, options) if options.lm_eval else [],
+    }
+    measured |= {
+        "pruning": None if skipping is None else skipping.name,
+        "expert_share": None if skipping is None else skipping.share(),
+        "expert_share_layers": None if skipping is None else skipping.shares(),
     }
     del opened  # the speed is measured in a process of its own, which wants the memory
     speed = None
@@ -127,6 +138,7 @@ def evaluate(
             tokens[: min(PROMPT_TOKENS, window // 2)],
             new_tokens=options.new_tokens,
             threads=options.threads,
+            pruning=options.pruning,
             trust_remote_code=options.trust_remote_code,
         )
     return {
@@ -144,7 +156,7 @@ def evaluate(
 
 def _open(folder: Path, tokenizer: Any, tokens: list[int], reference: Path | None, options: EvaluateOptions) -> _Opened:
     remote = options.trust_remote_code
-    model = open_any(folder, trust_remote_code=remote)
+    model = open_any(folder, trust_remote_code=remote, pruning=options.pruning)
     if max(tokens) >= model.get_input_embeddings().num_embeddings:
         raise InvalidText(f"{folder}: its tokenizer makes token {max(tokens)}, which the model does not have")
     if reference is None:

@@ -47,6 +47,7 @@ def measure_speed(
     *,
     new_tokens: int = 32,
     threads: int | None = None,
+    pruning: bool = True,
     trust_remote_code: bool = False,
 ) -> Speed:
     """Load a folder in a new process, read the prompt, generate greedily.
@@ -56,6 +57,7 @@ def measure_speed(
         prompt: token ids.
         new_tokens: how many tokens to generate.
         threads: torch threads, None for torch's choice.
+        pruning: let the folder's skipping policy, if any, decide which experts run.
         trust_remote_code: as for `load`.
 
     Raises:
@@ -64,6 +66,8 @@ def measure_speed(
     command = [sys.executable, "-m", "moesaic.evaluate.speed", str(folder), "--new-tokens", str(new_tokens)]
     if threads is not None:
         command += ["--threads", str(threads)]
+    if not pruning:
+        command += ["--no-pruning"]
     if trust_remote_code:
         command += ["--trust-remote-code"]
     done = subprocess.run(command, input=json.dumps(prompt), capture_output=True, text=True, check=False)
@@ -78,6 +82,7 @@ def _main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--new-tokens", type=int, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--no-pruning", action="store_true")
     parser.add_argument("--trust-remote-code", action="store_true")
     arguments = parser.parse_args()
     prompt = json.loads(sys.stdin.read())
@@ -86,7 +91,7 @@ def _main() -> None:
     import transformers  # noqa: PLC0415
 
     from moesaic.kernels import select  # noqa: PLC0415
-    from moesaic.runtime.hf import open_model  # noqa: PLC0415
+    from moesaic.runtime.hf import open_any  # noqa: PLC0415
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -94,7 +99,7 @@ def _main() -> None:
         torch.set_num_threads(arguments.threads)
     before = resident_bytes()
     start = time.perf_counter()
-    model = open_model(arguments.folder, trust_remote_code=arguments.trust_remote_code)
+    model = open_any(arguments.folder, trust_remote_code=arguments.trust_remote_code, pruning=not arguments.no_pruning)
     loaded = time.perf_counter() - start
     resident = resident_bytes()
     tokens = torch.tensor([prompt])

@@ -91,6 +91,7 @@ def verify(folder: Path, progress: Progress = SILENT) -> dict[str, Any]:
     Raises:
         NotACheckpoint: not a packed folder.
         CorruptFile: a file is missing, too short or long, or its bytes have changed.
+        InvalidPolicy: a skipping policy is there that was made for another model or plan.
     """
     manifest = read_manifest(folder)
     progress.start("verify", sum(int(wanted["bytes"]) for wanted in manifest["files"].values()))
@@ -109,4 +110,8 @@ def verify(folder: Path, progress: Progress = SILENT) -> dict[str, Any]:
                 f"{path}: its SHA-256 is {found[:16]}…, the manifest says {wanted['sha256'][:16]}…; copy it again"
             )
     read_all_entries(folder)
+    if (folder / "pruning.json").exists():
+        from moesaic.packing.pruning import read_pruning  # noqa: PLC0415  (needs torch, which a check of hashes does not)
+
+        read_pruning(folder, manifest)
     return manifest

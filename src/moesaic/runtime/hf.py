@@ -26,9 +26,11 @@ from moesaic.packing.job import MANIFEST
 from moesaic.packing.layout import FORMAT_VERSION, MatrixLayout
 from moesaic.packing.manifest import read_manifest
 from moesaic.packing.names import entry_layouts, linear_marker, marker_tensor
+from moesaic.packing.pruning import read_pruning
 from moesaic.records import ENTRIES, WIDTHS, LayerBits
 from moesaic.runtime.experts import PackedExperts
 from moesaic.runtime.linear import PackedLinear
+from moesaic.runtime.skipping import attach
 
 METHOD = "moesaic"
 
@@ -122,6 +124,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: str = "cpu",
     trust_remote_code: bool = False,
+    pruning: bool = True,
 ) -> PreTrainedModel:
     """Open a packed model, ready to generate.
 
@@ -132,19 +135,25 @@ def load(
         dtype: of activations and of what is not packed; "auto" is the source's own.
         device: where to put the model.
         trust_remote_code: run Python code of the folder, as transformers does with the flag of that name.
+        pruning: let the skipping policy of the folder, if it has one, decide which experts run.
 
     Raises:
         NotACheckpoint: no packed folder there.
         CorruptFile: a damaged one, or one of another format version.
+        InvalidPolicy: the folder's skipping policy was made for another model or plan.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise NotACheckpoint(f"{folder}: no such folder")
-    read_manifest(folder)
-    return open_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    manifest = read_manifest(folder)
+    policy = read_pruning(folder, manifest) if pruning else None
+    model = open_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if policy is not None:
+        attach(model, policy)
+    return model
 
 
-def open_any(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def open_any(folder: Path, *, trust_remote_code: bool = False, pruning: bool = True) -> PreTrainedModel:
     """Open a packed folder or an ordinary checkpoint, for commands that take both.
 
     Raises:
@@ -152,7 +161,7 @@ def open_any(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedMode
         CorruptFile: damaged.
     """
     if (folder / MANIFEST).is_file():
-        return load(folder, trust_remote_code=trust_remote_code)
+        return load(folder, trust_remote_code=trust_remote_code, pruning=pruning)
     if not (folder / "config.json").is_file():
         raise NotACheckpoint(f"{folder}: neither a packed folder ({MANIFEST}) nor a checkpoint (config.json)")
     return open_model(folder, trust_remote_code=trust_remote_code)

@@ -1,0 +1,1 @@
+"""Quality and share of expert activations of every skipping policy."""

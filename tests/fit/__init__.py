@@ -1,0 +1,1 @@
+"""Tests of calibrating and training skipping policies."""

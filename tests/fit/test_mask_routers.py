@@ -1,0 +1,180 @@
+"""Mask routers trained through the whole model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moesaic import load
+from moesaic.errors import TrainingFailed
+from moesaic.fit.differentiable import differentiable
+from moesaic.fit.mask_routers import Training, divergence, meet_share, share_cost, train
+from moesaic.prune import Otp
+from moesaic.prune.decide import THRESHOLD
+from moesaic.runtime.skipping import attach, detach, expert_modules
+
+QUICK = Training(layer_steps=20, steps=4, batch_tokens=96, checks=2, metric="output")
+
+
+def fitted(model: PreTrainedModel, windows: Tensor, training: Training = QUICK, target: float = 0.75, **knobs: object):
+    """A trained policy."""
+    with differentiable(model, 1 << 30):
+        return train(model, windows, Otp(width=4, **knobs), target, training)
+
+
+@pytest.mark.parametrize(
+    ("changes", "knobs"),
+    [
+        ({}, {}),
+        ({"estimator": "soft", "layer_steps": 0}, {"candidates": "subsets"}),
+        ({"warm_start": False, "steps": 0, "metric": "fisher"}, {}),
+    ],
+)
+def test_trains_and_meets_the_share(changes: dict, knobs: dict, model: PreTrainedModel, windows: Tensor) -> None:
+    """Every kind of training ends with finite hard masks at the target, and leaves the model as it was."""
+    before = [parameter.clone() for parameter in model.parameters()]
+    found = fitted(model, windows, Training(**{**vars(QUICK), **changes}), **knobs)
+    assert found.reached == pytest.approx(0.75, abs=0.05)
+    assert all(bool(torch.isfinite(t).all()) and not t.requires_grad for s in found.layers.values() for t in s.values())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not any(module._forward_pre_hooks for module in expert_modules(model).values())
+    assert found.details["stopped"] is None
+
+
+def test_four_experts_a_token(top_four: Path, windows: Tensor) -> None:
+    """Subsets of four places are trained too, on a model with a shared expert."""
+    model = load(top_four, dtype=torch.float32).requires_grad_(False)
+    found = fitted(model, windows, target=0.6, candidates="subsets")
+    assert found.top_k == 4
+    assert found.reached == pytest.approx(0.6, abs=0.05)
+
+
+def test_the_result_is_no_worse_than_the_start(model: PreTrainedModel, windows: Tensor) -> None:
+    """The best state on the windows held back is kept, the ratio rule at the start included."""
+    found = fitted(model, windows)
+    checks = [each["held_back_kl"] for each in found.details["history"] if "held_back_kl" in each]
+    assert len(checks) == 1 + 1 + 2
+    assert found.details["kl_held_back"] == min(checks)
+
+
+def test_training_twice_gives_the_same(model: PreTrainedModel, windows: Tensor) -> None:
+    """Same input and seed, same bytes; another seed gives another state."""
+    first, second = fitted(model, windows), fitted(model, windows)
+    other = fitted(model, windows, Training(**{**vars(QUICK), "seed": 1}))
+    for name, state in first.layers.items():
+        assert all(torch.equal(state[key], second.layers[name][key]) for key in state)
+        assert not torch.equal(state["project"], other.layers[name]["project"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"rate": 0.05}),
+        ({}, {"hot": 5.0}),
+        ({}, {"cold": 1.0}),
+        ({}, {"noise": 0.1}),
+        ({}, {"estimator": "soft"}),
+        ({}, {"batch_tokens": 48}),
+        ({}, {"steps": 2}),
+        ({}, {"warm_start": False}),
+        ({}, {"held_back": 0.3}),
+        ({"layer_steps": 8, "steps": 0}, {"layer_steps": 16, "steps": 0}),
+        ({"layer_steps": 8, "steps": 0}, {"layer_steps": 8, "steps": 0, "metric": "fisher"}),
+    ],
+)
+def test_every_knob_does_something(first: dict, second: dict, model: PreTrainedModel, windows: Tensor) -> None:
+    """A knob that changes no step would be one that does nothing."""
+    base = {**vars(QUICK), "layer_steps": 0, "steps": 3, "checks": 1}
+    results = [fitted(model, windows, Training(**{**base, **change})) for change in (first, second)]
+    assert results[0].details["history"] != results[1].details["history"]
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"estimator": "hard"}, {"held_back": 0}, {"steps": -1}, {"metric": "kl"}, {"checks": 0}]
+)
+def test_refuses_knobs_that_cannot_be(knobs: dict) -> None:
+    """A wrong knob is said at once."""
+    with pytest.raises(ValueError, match=r"estimator|held_back|metric"):
+        Training(**knobs)
+
+
+def test_temperature_and_noise_fall() -> None:
+    """The schedule ends cold and without noise, and the rate ends near zero."""
+    training = Training(steps=100)
+    first, last = training.at(0), training.at(99)
+    assert first[1] == training.hot
+    assert last[1] == pytest.approx(training.cold, rel=0.05)
+    assert last[2] == pytest.approx(0, abs=0.02)
+    assert last[0] < 0.01 * training.rate
+
+
+def test_divergence_is_that_of_the_definition(generator: torch.Generator) -> None:
+    """`sum p (log p - log q)`, averaged over the tokens."""
+    teacher, student = torch.randn(2, 5, 9, generator=generator)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    assert float(divergence(teacher, student)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.77, 1.0])
+def test_the_cost_gives_the_share(share: float, generator: torch.Generator) -> None:
+    """The most likely masks under the found cost run the share asked for."""
+    masks = Otp().masks(4)
+    logits = torch.randn(4000, 4, generator=generator)
+    counts = masks.sum(-1)
+    cost = share_cost(logits, masks, share)
+    ran = counts[(logits - cost * counts).argmax(-1)].mean() / 4
+    assert float(ran) == pytest.approx(share, abs=0.01)
+
+
+def test_a_share_is_met_in_the_model(model: PreTrainedModel, windows: Tensor) -> None:
+    """What `meet_share` says is what a model with these states runs."""
+    policy = Otp(width=4)
+    states = {name: policy.start(2, 64, torch.Generator().manual_seed(0)) for name in expert_modules(model)}
+    states = {name: state | {THRESHOLD: torch.tensor(0.5)} for name, state in states.items()}
+    met, share = meet_share(model, policy, states, windows, 0.7)
+    assert share == pytest.approx(0.7, abs=0.01)
+    pruning = fitted(model, windows, Training(**{**vars(QUICK), "steps": 0, "layer_steps": 1}))
+    skipping = attach(model, type(pruning)("otp", policy, 2, 0.7, share, met))
+    skipping.count()
+    with torch.inference_mode():
+        model(windows)
+    assert skipping.share() == pytest.approx(share, abs=1e-6)
+    detach(model)
+
+
+class Poison(nn.Module):
+    """Gives NaN after some calls."""
+
+    def __init__(self, inner: nn.Module, after: int) -> None:
+        super().__init__()
+        self.inner, self.left = inner, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        return self.inner(x) * (torch.nan if self.left < 0 else 1.0)
+
+
+def test_nan_in_training_keeps_the_last_good_state(model: PreTrainedModel, windows: Tensor) -> None:
+    """A step with NaN stops the training; what comes back is finite, and says that it was stopped and where."""
+    sound = fitted(model, windows, Training(**{**vars(QUICK), "layer_steps": 0}))
+    head = Poison(model.lm_head, after=7)  # after the check of the start, in the first steps
+    model.lm_head = head
+    found = fitted(model, windows, Training(**{**vars(QUICK), "layer_steps": 0}))
+    model.lm_head = head.inner
+    assert head.left < 0
+    assert "NaN in step" in found.details["stopped"]
+    assert math.isfinite(found.details["kl_held_back"])
+    assert all(bool(torch.isfinite(tensor).all()) for state in found.layers.values() for tensor in state.values())
+    assert set(found.layers) == set(sound.layers)
+
+
+def test_nan_before_training_is_an_error(model: PreTrainedModel, windows: Tensor) -> None:
+    """A model whose outputs are NaN from the start has no good state to keep."""
+    model.lm_head = Poison(model.lm_head, after=0)
+    with pytest.raises(TrainingFailed, match="NaN before training"):
+        fitted(model, windows)
