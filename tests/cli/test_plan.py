@@ -28,7 +28,10 @@ def test_json_and_the_real_thing(mixtral: Path, tmp_path: Path) -> None:
     made = json.loads(call_cli("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5, "--json").out)
     manifest = json.loads((tmp_path / "out" / "moesaic.json").read_text())
     assert foreseen["plan"]["layers"] == manifest["plan"]["layers"]
-    assert foreseen["figures"]["folder_bytes"]["value"] == sum(f.stat().st_size for f in (tmp_path / "out").iterdir())
+    size = sum(f.stat().st_size for f in (tmp_path / "out").iterdir())
+    assert (
+        size <= foreseen["figures"]["folder_bytes"]["value"] <= 1.01 * size
+    )  # the manifest is not longer than foreseen
     assert foreseen["figures"]["stored_bpw"]["value"] == made["stored_bpw"]
 
 

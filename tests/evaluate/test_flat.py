@@ -23,6 +23,9 @@ def found(**changes: Any) -> dict[str, Any]:
     return {
         "model": "m",
         "reference": "r",
+        "pruning": "otp",
+        "expert_share": 0.8,
+        "expert_share_layers": {"a.experts": 0.7},
         **quality_figures(quality),
         **routing,
         "tasks": [{**task, "figures": task_figures({"accuracy": figure})}],
@@ -49,6 +52,8 @@ def test_records_by_name() -> None:
         "routing_overlap",
         "layer_routing_same_set",
         "layer_routing_overlap",
+        "expert_share",
+        "layer_expert_share",
         "code_bits",
         "task_accuracy",
         "task_accuracy_reference",
@@ -73,5 +78,6 @@ def test_nothing_measured_is_none() -> None:
     for empty in (quality_figures(None), routing_figures(None), speed_figures(None)):
         assert empty
         assert all(value is None for value in empty.values())
-    made = records(found(**quality_figures(None), **routing_figures(None), text=None, window=None, stride=None))
+    nothing = {"text": None, "window": None, "stride": None, "expert_share": None, "expert_share_layers": None}
+    made = records(found(**quality_figures(None), **routing_figures(None), **nothing))
     assert {record.name.split("_")[0] for record in made} == {"code", "task", "lm"}
