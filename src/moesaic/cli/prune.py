@@ -33,9 +33,7 @@ def command(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="otp: steps of Gumbel-Softmax through the whole model, after the layers.  [default: 0]"
-        ),
+        typer.Option(min=0, help="otp: Gumbel-Softmax steps through the whole model at the end.  [default: 0]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of text, and of training.")] = 0,
     threads: p.Threads = None,

@@ -1,8 +1,8 @@
 """Trains OTP's mask routers: distillation from the unpruned model, Gumbel-Softmax, a share that is met.
 
-Only the mask routers have gradients. They are trained layer by layer first (`layerwise`), and then, when steps
-are asked for, through the whole model. Such a step reads some windows twice: without skipping (the teacher), and with masks
-sampled for every token and layer. The loss is
+Only the mask routers have gradients. They are trained layer by layer first (`layerwise`), and then, when
+steps are asked for, through the whole model. Such a step reads some windows twice: without skipping (the teacher),
+and with masks sampled for every token and layer. The loss is
 
     KL(teacher || student) a token, over the vocabulary  +  lambda * expected share of the expert activations
 
