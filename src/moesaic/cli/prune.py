@@ -34,7 +34,8 @@ def command(
         str | None, typer.Option(help="otp: masks to choose from, prefixes or subsets.  [default: prefixes]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=0, help="otp: steps through the whole model.  [default: 100, 0 for large models]")
+        int | None,
+        typer.Option(min=0, help="otp: Gumbel-Softmax steps through the whole model at the end.  [default: 0]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of text, and of training.")] = 0,
     threads: p.Threads = None,

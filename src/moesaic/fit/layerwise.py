@@ -319,29 +319,38 @@ def _descend(
     trained = {layer: [key for key in state if key not in ("cost", THRESHOLD)] for layer, state in states.items()}
     parameters = [states[layer][key].requires_grad_() for layer, keys in trained.items() for key in keys]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    price: Price | None = None
     said: dict[str, Any] = {"sensitivity": dict(weight), "stopped": None}
+
+    def one(layer: str, start: int) -> tuple[Tensor, Tensor]:
+        """Expected error and share of a layer on a chunk."""
+        routed, gram = stored[layer].part(start, min(tokens, start + _CHUNK), device)
+        likely = policy.logits(routed, states[layer]).softmax(dim=-1)
+        error = weight[layer] * (likely * candidate_errors(routed.weights, gram, masks)).sum(dim=-1).mean()
+        return error, (likely @ masks).mean()
+
+    with torch.no_grad():
+        found = [one(layer, 0) for layer in stored]
+    share = float(sum(part for _, part in found)) / len(found)
+    price = Price.of(float(sum(error for error, _ in found)), target)
     progress.start("train", steps)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
         start = (step * _CHUNK) % max(1, tokens - _CHUNK + 1)
-        errors, shares = [], []
-        for layer, files in stored.items():
-            routed, gram = files.part(start, min(tokens, start + _CHUNK), device)
-            likely = policy.logits(routed, states[layer]).softmax(dim=-1)
-            errors.append(weight[layer] * (likely * candidate_errors(routed.weights, gram, masks)).sum(dim=-1).mean())
-            shares.append((likely @ masks).mean())
-        error, share = torch.stack(errors).sum(), torch.stack(shares).mean()
-        price = price or Price.of(error.item(), target)
         optimizer.zero_grad()
-        (error + price.now(share.item()) * share).backward()  # type: ignore[no-untyped-call]
+        now, total, shares = price.now(share), 0.0, []
+        for layer in stored:  # backward layer by layer, so that one layer's activations are held at a time
+            error, part = one(layer, start)
+            (error + now * part / len(stored)).backward()  # type: ignore[no-untyped-call]
+            total += error.item()
+            shares.append(part.item())
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if not (bool(torch.isfinite(error)) and bool(torch.isfinite(norm))):
+        if not (math.isfinite(total) and bool(torch.isfinite(norm))):
             said["stopped"] = f"NaN in step {step + 1}; the state before was kept"
             break
         optimizer.step()
-        said |= {"error": error.item(), "share": share.item(), "lambda": price.value}
+        share = sum(shares) / len(shares)
+        said |= {"error": total, "share": share, "lambda": price.value}
         progress.advance(1)
     for parameter in parameters:
         parameter.requires_grad_(False)

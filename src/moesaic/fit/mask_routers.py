@@ -1,8 +1,8 @@
 """Trains OTP's mask routers: distillation from the unpruned model, Gumbel-Softmax, a share that is met.
 
-Only the mask routers have gradients. They are trained layer by layer first (`layerwise`), which is cheap, and then
-through the whole model. A step of that reads some windows twice: without skipping (the teacher), and with masks
-sampled for every token and layer. The loss is
+Only the mask routers have gradients. They are trained layer by layer first (`layerwise`), and then, when
+steps are asked for, through the whole model. Such a step reads some windows twice: without skipping (the teacher),
+and with masks sampled for every token and layer. The loss is
 
     KL(teacher || student) a token, over the vocabulary  +  lambda * expected share of the expert activations
 
@@ -62,7 +62,7 @@ class Training:
 
     layer_steps: int = 300
     metric: str = "fisher"
-    steps: int = 100
+    steps: int = 0
     batch_tokens: int = 2048
     rate: float = 0.01
     hot: float = 2.0

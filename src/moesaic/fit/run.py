@@ -39,8 +39,8 @@ class FitOptions:
         knobs: fields of the policy, such as `{"protect": 0.05}` for `odp`.
         window: tokens of a window; None for 512, or what the model can.
         max_tokens: of the calibration text, chosen by chance.
-        training: how mask routers are trained; None for `Training()`, without the steps through the whole model when
-            its dequantized weights would not fit into 1.5 GB.
+        training: how mask routers are trained; None for `Training()`, with the metric `"output"` when the dequantized
+            weights would not fit into 1.5 GB.
         seed: of the choice of text.
         trust_remote_code: as for `load`.
     """
@@ -121,8 +121,8 @@ def fit(
 
 
 def _training(model: PreTrainedModel) -> Training:
-    """All of it where the dequantized model fits, else layer by layer and without gradients through the model."""
-    return Training() if dequantized_bytes(model) <= FLOAT_BUDGET else Training(steps=0, metric="output")
+    """With gradients through the model where it fits into memory dequantized, else without."""
+    return Training() if dequantized_bytes(model) <= FLOAT_BUDGET else Training(metric="output")
 
 
 def _windows(model: PreTrainedModel, tokens: list[int], options: FitOptions, *, trained: bool) -> Tensor:
