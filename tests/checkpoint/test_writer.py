@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from moesaic.checkpoint.writer import ShardFile, TensorSpec, shard_names, split_into_shards, storage_error
+from moesaic.checkpoint.writer import ShardFile, TensorSpec, lay_out, shard_names, split_into_shards, storage_error
 from moesaic.errors import StorageFull
 from tests.oracles.format_v1 import SafetensorsFile
 
@@ -140,3 +140,16 @@ def test_only_a_full_disk_is_storage_full(number: int, full: bool) -> None:
 def test_size_of_a_spec() -> None:
     """Elements times bytes; a scalar is one element."""
     assert [spec.size for spec in SPECS] == [60, 128, 2, 1, 128, 0]
+
+
+def test_every_number_is_aligned() -> None:
+    """Flags of one byte come last, so that nothing after them lies askew: kernels read numbers in place."""
+    specs = [
+        TensorSpec("blob", torch.uint8, (64,)),
+        TensorSpec("flag", torch.bool, (1,)),
+        TensorSpec("half", torch.bfloat16, (3,)),
+        TensorSpec("single", torch.float32, (2,)),
+    ]
+    header, places, _ = lay_out(specs)
+    for offset, spec in places.values():
+        assert (len(header) + offset) % spec.dtype.itemsize == 0

@@ -555,7 +555,11 @@ class TestThePackedFolder:
     def test_an_unknown_version(self, harmed: Path) -> None:
         """Another format version is refused by every command, with both numbers."""
         change_json(harmed / "moesaic.json", lambda manifest: manifest.update(format_version=2))
-        for command in (("verify", harmed), ("generate", harmed, "--prompt", "a"), ("evaluate", harmed, "--text", "x")):
+        for command in (
+            ("verify", harmed),
+            ("generate", harmed, "--prompt", "a"),
+            ("evaluate", harmed, "--text", __file__),
+        ):
             check_message(call_cli(*command), FAILURE, "format_version is 2", "reads 1")
 
     def test_an_unknown_version_in_the_configuration(self, harmed: Path) -> None:
@@ -570,7 +574,11 @@ class TestThePackedFolder:
     def test_a_broken_manifest(self, text: str, harmed: Path) -> None:
         """A manifest that cannot be read is named by every command."""
         (harmed / "moesaic.json").write_text(text)
-        for command in (("verify", harmed), ("generate", harmed, "--prompt", "a"), ("evaluate", harmed, "--text", "x")):
+        for command in (
+            ("verify", harmed),
+            ("generate", harmed, "--prompt", "a"),
+            ("evaluate", harmed, "--text", __file__),
+        ):
             check_message(call_cli(*command), FAILURE, str(harmed / "moesaic.json"))
 
     @pytest.mark.parametrize("files", [{"a": 3}, {"a": {}}, {"../a": {"bytes": 1, "sha256": ""}}, {"a": None}])

@@ -14,6 +14,7 @@ hidden prelude)
 
     checkpoint/, MODEL/         a tiny random Mixtral checkpoint; MODEL with a tokenizer
     initial/, INITIAL_CHECKPOINT/   the same architecture with other weights, as the checkpoint before training
+    PACKED/                     MODEL, compressed
     scores.json, COSTS.json, stats.safetensors, TEXT, HELDOUT.txt
     models/demo/                the bundled model, where it is there
 
@@ -126,12 +127,13 @@ def prelude(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[
     (folder / "scores.json").write_text(json.dumps(scores.to_json()))
     talking_copy(tiny_checkpoint("mixtral"), folder / "MODEL")
     (folder / "INITIAL_CHECKPOINT").symlink_to(folder / "initial")
-    for name in ("TEXT", "HELDOUT.txt"):
-        write_text(folder / name)
+    write_text(folder / "TEXT", 3000)
+    write_text(folder / "HELDOUT.txt")
     costs = {name: [[9, 4, 1]] * len(row) for name, row in scores.layers.items()}
     layers = {name: {"costs": rows} for name, rows in costs.items()}
     (folder / "COSTS.json").write_text(json.dumps({"format": "moesaic-costs/1", "bits": [1, 2, 3], "layers": layers}))
     run(folder, call_all, [(["moesaic", "calibrate", "MODEL", "-o", "stats.safetensors", "--quiet"], "")])
+    run(folder, call_all, [(["moesaic", "compress", "MODEL", "-o", "PACKED", "--bits", "2.5", "--quiet"], "")])
     if (DEMO / "config.json").is_file():
         (folder / "models").mkdir()
         (folder / "models" / "demo").symlink_to(DEMO)
@@ -142,7 +144,10 @@ def prelude(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[
 def folder(prelude: Path, tmp_path: Path) -> Path:
     """A folder of its own for one page."""
     for path in prelude.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        if path.name == "PACKED":
+            shutil.copytree(path, tmp_path / path.name)  # pages put policies in it
+        else:
+            (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 

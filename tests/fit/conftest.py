@@ -15,6 +15,12 @@ from tests.talking import talking_copy
 from tests.tiny import save_tiny
 
 
+@pytest.fixture(autouse=True)
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference kernels: they have gradients, and round no activations."""
+    monkeypatch.setenv("MOESAIC_KERNELS", "reference")
+
+
 @pytest.fixture(scope="package")
 def source(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Mixtral with a tokenizer; not to be changed."""

@@ -61,12 +61,12 @@ def lay_out(specs: list[TensorSpec]) -> tuple[bytes, dict[str, tuple[int, Tensor
     """How the tensors of one file lie.
 
     uint8 tensors come first: packed blobs are multiples of 64 bytes long, so that all of them are aligned when the
-    data section is.
+    data section is. After them come wide numbers before narrow ones, flags last, so that every number is aligned.
 
     Returns:
         The header with its length before it, the offset of each tensor in the data section, and that section's size.
     """
-    ordered = sorted(specs, key=lambda spec: spec.dtype != torch.uint8)  # stable
+    ordered = sorted(specs, key=lambda spec: (spec.dtype != torch.uint8, -spec.dtype.itemsize))  # stable
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     places: dict[str, tuple[int, TensorSpec]] = {}
     offset = 0

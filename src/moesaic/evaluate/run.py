@@ -108,9 +108,9 @@ def evaluate(
         raise UsageError("nothing to measure: give --text, --tasks or --lm-eval")
     if options.lm_eval:
         require_lm_eval()
-    sizes = measure_sizes(folder, trust_remote_code=options.trust_remote_code)
     content = None if text is None else read_text(text)
     sets = [read_set(find_set(name, options.task_folder), limit=options.task_limit) for name in options.tasks]
+    sizes = measure_sizes(folder, trust_remote_code=options.trust_remote_code)
     tokenizer = open_tokenizer(folder, trust_remote_code=options.trust_remote_code)
     sample = bundled_calibration_text()[:PROMPT_CHARACTERS] if content is None else content
     tokens = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]

@@ -104,6 +104,13 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
             if not config.experts:
                 _expect_marker(model, linear_marker(name))
 
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        """Copy numbers that lie askew in their file, as other programs may write them: kernels want them aligned."""
+        for module in model.modules():
+            for name, tensor in module._buffers.items():
+                if tensor is not None and not tensor.is_meta and tensor.data_ptr() % tensor.element_size():
+                    module._buffers[name] = tensor.clone()
+
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         """Packed models use the names of the modules, so that nothing is left to convert."""
         return []
