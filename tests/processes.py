@@ -138,6 +138,7 @@ def _main() -> None:
 def _child(
     function: Callable[..., None], args: tuple[Any, ...], paths: tuple[str, str], file_bytes: int | None
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     for number, path in zip((1, 2), paths, strict=True):
         file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(file, number)
