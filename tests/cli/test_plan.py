@@ -10,6 +10,7 @@ import typer
 
 from moesaic.cli.plan import budgets
 from tests.processes import call_cli
+from tests.talking import talking_copy, write_text
 
 
 def test_one_budget_in_full(mixtral: Path) -> None:
@@ -74,3 +75,16 @@ def test_no_budget_is_a_wrong_call(mixtral: Path) -> None:
     result = call_cli("plan", mixtral)
     assert result.code == 2
     assert "--bits" in result.err
+
+
+def test_statistics_of_an_earlier_run_are_read(mixtral: Path, tmp_path: Path) -> None:
+    """A rule that needs text is planned from a statistics file; without one the remedy is named."""
+    model = talking_copy(mixtral, tmp_path / "model")
+    text = ["--calibration", write_text(tmp_path / "text.txt", 1000), "--sequence-length", 32]
+    stats = tmp_path / "stats.safetensors"
+    assert call_cli("calibrate", model, "-o", stats, *text).code == 0
+    asked = ["plan", model, "--bits", 2, "--rule", "fisher_error", "--no-measure", "--json"]
+    found = call_cli(*asked, "--stats", stats)
+    assert found.code == 0, found.err
+    assert "fisher_error" in json.loads(found.out)["plan"]["method"]
+    assert "--stats" in call_cli(*asked).err

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.allocate import needs_costs
+from moesaic.calibrate.files import load_stats
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
@@ -168,7 +169,10 @@ def _plan(
             plan = allocator(shapes, options.budget, costs)
             plan.check(shapes)
             return costs, plan
-    return make_plan(checkpoint, options, progress=progress)
+    # statistics are read where they are there, and not measured: a plan is to be quick
+    found = options.stats is not None and options.stats.exists()
+    stats = load_stats(options.stats) if found and options.stats is not None else None
+    return make_plan(checkpoint, options, stats, progress=progress)
 
 
 def memories() -> list[tuple[str, int]]:
