@@ -7,7 +7,7 @@ of them (at least 10), Hill's estimate of the exponent of their power law is
 
 A small alpha, a heavy tail, is a sign of a well trained matrix, so **small alpha = more bits**. As costs, of a matrix W
 at b bits: `(median alpha / alpha)^gamma * Var(W) * 2^(-2b)`; those of the matrices of an expert (or of an entry) are
-added. Cost: reads every expert; the spectra take some tenths of a second a matrix.
+added. Cost: reads every expert; the spectra and the variance take 0.6 s for 14336 x 4096.
 """
 
 from __future__ import annotations
