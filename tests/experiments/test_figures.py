@@ -21,8 +21,8 @@ def test_a_figure_that_fails_leaves_no_file(tmp_path: Path) -> None:
 
     def fail() -> None:
         with panels(tmp_path / "a.svg"):
-            raise ValueError
+            raise ValueError("half-drawn")
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="half-drawn"):
         fail()
     assert not (tmp_path / "a.svg").exists()
