@@ -1,8 +1,13 @@
-"""Command line: `python -m experiments.allocation_table MODEL --text HELD_OUT --work FOLDER`.
+"""Every rule at every budget with every quantizer, at equal stored bytes, on held-out text.
+
+    python -m experiments.allocation_table MODEL --corpus CORPUS --work FOLDER --save RECORD.json
 
 MODEL is a checkpoint folder; the routers before training are taken from its `initial_routers.safetensors` where there
-is one. A run that was stopped goes on when the command is repeated. FOLDER gets `records.jsonl`, `table.md` and
-`correlations.md`. `--quick` is a part of it: two budgets, one quantizer.
+is one. CORPUS has DOMAIN.train.txt and DOMAIN.test.txt files: calibration text is sampled from the first, held-out
+blocks are cut from the second. Without it the bundled calibration text and `heldout.txt` beside the model are used. A
+run that was stopped goes on when the command is repeated: FOLDER keeps the statistics and a line for every plan
+measured. It also gets `table.md` and `correlations.md`. `--quick` is a part of it: two budgets, one quantizer, fewer
+tokens.
 """
 
 from __future__ import annotations
@@ -14,73 +19,144 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from experiments.held_out import Blocks, read_blocks
+from experiments.texts import texts_of
 
 from moesaic import CompressOptions
+from moesaic.evaluate.conditions import conditions
 from moesaic.pipeline import calibrate
 
-from .cases import cases
-from .measure import Yardstick, run_case
-from .table import correlations, importance, markdown
+from .cases import BITS, LEVELS, QUANTIZERS, QUICK_BITS, rules
+from .measure import Yardstick, stored_bits
+from .plans import Planned, Planner
+from .table import Row, correlations, correlations_markdown, importance, markdown
 
-RULES = ("quant_error", "hessian_trace", "fisher_error")
+COSTS = ("quant_error", "hessian_trace", "fisher_error")
+LENGTH = 256
+QUICK_TOKENS = 8_192
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The finished cases; a line that a kill tore is left out."""
-    found = []
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """The finished measurements by key; a line that a kill tore is left out, and cut off the file."""
+    found: dict[str, dict[str, Any]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break
-        path.write_text("".join(json.dumps(record) + "\n" for record in found), encoding="utf-8")
+            found[record["key"]] = record
+        path.write_text("".join(json.dumps(record) + "\n" for record in found.values()), encoding="utf-8")
     return found
+
+
+def measure_all(yardstick: Yardstick, planned: list[Planned], quantizers: list[str], path: Path) -> dict[str, Any]:
+    """Every plan once with every quantizer; goes on where an earlier run stopped."""
+    done = read_lines(path)
+    wanted = [(quantizer, each) for quantizer in quantizers for each in {each.key: each for each in planned}.values()]
+    for number, (quantizer, each) in enumerate(wanted, 1):
+        key = f"{quantizer}|{each.key}"
+        if key in done:
+            continue
+        start = time.monotonic()
+        found = yardstick.measure(quantizer, each.plan)
+        record = {
+            "key": key,
+            "kl": [round(value, 6) for value in found.kl.tolist()],
+            "loss": [round(value, 6) for value in found.loss.tolist()],
+        }
+        done[key] = record
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        took = time.monotonic() - start
+        print(
+            f"{number}/{len(wanted)} {key} {each.bits:g} {each.rule}: KL {found.kl.mean():.4f}, {took:.1f} s",
+            flush=True,
+        )
+    return done
+
+
+def table_rows(planner: Planner, planned: list[Planned], quantizers: list[str], done: dict[str, Any]) -> list[Row]:
+    """A row for every rule, budget and quantizer; rules that came to one plan share its measurement."""
+    rows = []
+    for quantizer in quantizers:
+        for each in planned:
+            found = done[f"{quantizer}|{each.key}"]
+            stored = stored_bits(planner.checkpoint, each.plan, quantizer)
+            rows.append(Row(each.rule, quantizer, each.bits, stored, found["kl"], found["loss"]))
+    return rows
+
+
+def record(rows: list[Row], ranks: dict[str, Any], how: dict[str, Any], full: list[float]) -> dict[str, Any]:
+    """What is kept in the repository: means and intervals, not blocks."""
+    return {
+        "conditions": how,
+        "full_precision_loss": sum(full) / len(full),
+        "blocks": len(full),
+        "rows": [
+            {
+                "rule": row.rule,
+                "quantizer": row.quantizer,
+                "bits": row.bits,
+                "stored_bpw": round(row.stored_bpw, 4),
+                "kl": round(row.mean, 5),
+                "half": round(row.half, 5),
+                "perplexity": round(row.perplexity, 3),
+            }
+            for row in rows
+        ],
+        "correlations": ranks,
+    }
+
+
+def held_out(a: argparse.Namespace, texts: list[Path]) -> Blocks:
+    """Blocks of the held-out text."""
+    return read_blocks(a.model, texts, tokens=QUICK_TOKENS if a.quick else a.tokens, length=LENGTH)
 
 
 def main() -> None:
     """Measure what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--text", type=Path, required=True, help="held-out text")
+    parser.add_argument("--corpus", type=Path, help="folder of DOMAIN.train.txt and DOMAIN.test.txt files")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--calibration", type=Path, help="calibration text; the bundled one when it is left out")
-    parser.add_argument("--sequences", type=int, default=128)
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=20_000, help="of the held-out text")
+    parser.add_argument("--save", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--sequences", type=int, default=128, help=f"of {LENGTH} calibration tokens")
+    parser.add_argument("--tokens", type=int, default=16_384, help="of the held-out text")
+    parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
+    parser.add_argument("--bits", nargs="+", type=float, default=list(BITS))
     parser.add_argument("--quick", action="store_true")
     a = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if a.quick:
+        a.quantizers, a.bits = ["rtn"], list(QUICK_BITS)
     a.work.mkdir(parents=True, exist_ok=True)
-    initial = a.model / "initial_routers.safetensors"
+    texts = None if a.corpus is None else texts_of(a.corpus, a.work)
     text: dict[str, Any] = {
-        "calibration": () if a.calibration is None else (a.calibration,),
+        "calibration": () if texts is None else (texts.calibration,),
         "sequences": a.sequences,
-        "sequence_length": a.sequence_length,
+        "sequence_length": LENGTH,
     }
     stats = a.work / "stats.safetensors"
     if not stats.exists():
-        calibrate(a.model, stats, CompressOptions(bits=2.5, levels=(1, 2, 3), **text), rules=RULES)
-    path = a.work / "records.jsonl"
-    records = read_records(path)
-    done = {record["key"] for record in records}
-    wanted = list(cases(initial if initial.exists() else None, quick=a.quick))
-    yardstick = Yardstick.open(a.model, a.text, tokens=a.tokens, length=a.sequence_length)
-    for number, case in enumerate(wanted, 1):
-        if case.key in done:
-            continue
-        start = time.monotonic()
-        record = run_case(yardstick, case, stats=stats, text=text, work=a.work)
-        records.append(record)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        took = time.monotonic() - start
-        print(f"{number}/{len(wanted)} {case.key}: KL {record['kl']['mean']:.4f}, {took:.0f} s", flush=True)
-    (a.work / "table.md").write_text(markdown(records), encoding="utf-8")
-    ranks = importance(a.model, initial if initial.exists() else None, stats, text)
-    (a.work / "correlations.md").write_text(correlations(ranks), encoding="utf-8")
-    print(markdown(records))
+        calibrate(a.model, stats, CompressOptions(bits=2.5, levels=LEVELS, **text), rules=COSTS)
+    initial = a.model / "initial_routers.safetensors"
+    chosen = rules(initial if initial.exists() else None)
+    planner = Planner(a.model, stats, text)
+    planned = list(planner.plans(chosen, tuple(a.bits)))
+    blocks = held_out(a, [a.model / "heldout.txt"] if texts is None else texts.held_out)
+    yardstick = Yardstick(a.model, blocks.ids, text, a.work)
+    done = measure_all(yardstick, planned, a.quantizers, a.work / "plans.jsonl")
+    rows = table_rows(planner, planned, a.quantizers, done)
+    ranks = correlations(importance(planner, [rule for rule in chosen if "+" not in rule.name]))
+    (a.work / "table.md").write_text(markdown(rows), encoding="utf-8")
+    (a.work / "correlations.md").write_text(correlations_markdown(ranks), encoding="utf-8")
+    print(markdown(rows))
+    if a.save:
+        how = conditions(model=a.model.name, sequences=a.sequences, tokens=blocks.tokens, window=LENGTH)
+        full = yardstick.full_precision_loss().tolist()
+        a.save.write_text(json.dumps(record(rows, ranks, how, full)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
