@@ -142,6 +142,12 @@ def test_unknown_names(changes: dict[str, Any], make: str, nearest: str) -> None
         getattr(options(**changes), make)()
 
 
+def test_levels_for_an_allocator_without() -> None:
+    """The message is about the option, and not about the code."""
+    with pytest.raises(UsageError, match="--levels means nothing to the allocator uniform"):
+        options(levels=(2, 3), allocator="uniform").make_allocator()
+
+
 @pytest.mark.parametrize("levels", [(2,), (3, 2), (2, 5), (1, 2, 4), (1, 2, 3, 4), (0, 2)])
 def test_impossible_levels(levels: tuple[int, ...]) -> None:
     """Levels that no allocator takes are refused by the option's name."""

@@ -16,6 +16,7 @@ from moesaic.checkpoint.reader import Checkpoint
 from moesaic.errors import BudgetInfeasible
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
+from moesaic.packing.sizes import stored_bpw
 from moesaic.records import BitPlan, Budget, CostTable, Scores
 
 
@@ -90,12 +91,6 @@ class ByteBudget:
                 f"--other-bits {self.options.other_bits}, and {what}"
             )
         return f"--size {up_to(int(self.limit))} is out of reach: {what}; give at least that"
-
-
-def stored_bpw(build: PackedBuild) -> float:
-    """Stored bits per weight of the routed experts, scales, zero points and padding included."""
-    shapes = [layer.shape for layer in build.checkpoint.layers]
-    return 8 * build.expert_bytes() / sum(shape.experts * shape.expert_weights for shape in shapes)
 
 
 def up_to(size: int) -> str:

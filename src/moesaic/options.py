@@ -16,7 +16,7 @@ from moesaic.quantize import QUANTIZERS, RTN, Quantizer, needs_moment
 from moesaic.quantize.grid import GROUP_SIZES
 from moesaic.records import PACKED_WIDTHS, WIDTHS, Budget
 from moesaic.registry import look_up
-from moesaic.scores import COSTS, SCORERS, CostRule, Scorer, needs_errors
+from moesaic.scores import COSTS, SCORERS, CostRule, Scorer, needs_errors, needs_stats
 
 MEASURED_WIDTHS = (1, 2, 3, 4)  # at which errors are measured where no levels are named
 
@@ -146,6 +146,8 @@ class CompressOptions:
         known = {field.name for field in dataclasses.fields(made)} if dataclasses.is_dataclass(made) else set(knobs)
         if not set(knobs) <= known:
             raise UsageError(f"{min(set(knobs) - known)} means nothing to the allocator {name}")
+        if self.levels and dataclasses.is_dataclass(made) and "levels" not in known:
+            raise UsageError(f"--levels means nothing to the allocator {name}: it does not choose among widths")
         try:
             return self._by_matrix(made(levels=self.levels, **knobs) if self.levels else made(**knobs))
         except (ValueError, TypeError) as error:
@@ -164,6 +166,24 @@ class CompressOptions:
         if self.allocator is None:
             return self._costs_only
         return needs_costs(self.make_allocator())
+
+    @property
+    def wants_stats(self) -> bool:
+        """Whether the rule asks for calibration statistics.
+
+        Raises:
+            UnknownName, UsageError: as `make_allocator` and `make_rule`.
+        """
+        return self.plan is None and needs_scores(self.make_allocator()) and needs_stats(self.make_rule())
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether rule, quantizer or repair ask for data.
+
+        Raises:
+            UnknownName, UsageError: as `wants_stats` and `make_quantizer`.
+        """
+        return self.wants_stats or needs_moment(self.make_quantizer()) or self.repair_routers
 
     @property
     def _costs_only(self) -> bool:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from moesaic import Checkpoint, CompressOptions, compress
+from moesaic.contents import folder_files
 from moesaic.packing.build import PackedBuild
 from moesaic.packing.sizes import text_bytes, with_own_size
-from moesaic.pipeline import folder_files, make_plan
+from moesaic.pipeline import make_plan
 from moesaic.records import json_text
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from moesaic import CompressOptions, compress
 from moesaic.checkpoint.reader import Checkpoint
+from moesaic.contents import folder_files
 from moesaic.packing.build import PackedBuild
-from moesaic.pipeline import folder_files, make_plan
+from moesaic.pipeline import make_plan
 from moesaic.planning.sizes import by_kind
 from tests.talking import talking_copy
 

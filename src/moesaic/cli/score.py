@@ -36,11 +36,12 @@ def command(
 
     A rule of costs, or --allocator pmq or global, gives costs, which `moesaic allocate` turns into a plan.
     """
+    from moesaic.calibrated import measure, open_calibration
     from moesaic.checkpoint.locate import locate
     from moesaic.checkpoint.reader import Checkpoint
     from moesaic.cli.console import size_text
     from moesaic.options import CompressOptions
-    from moesaic.pipeline import measure, open_calibration, score
+    from moesaic.pipeline import score
     from moesaic.records import write_json
 
     options = CompressOptions(

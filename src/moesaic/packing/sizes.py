@@ -55,6 +55,12 @@ def with_own_size(manifest: dict[str, Any]) -> dict[str, Any]:
         size = found
 
 
+def stored_bpw(build: PackedBuild) -> float:
+    """Stored bits per weight of the routed experts, scales, zero points and padding included."""
+    shapes = [layer.shape for layer in build.checkpoint.layers]
+    return 8 * build.expert_bytes() / sum(shape.experts * shape.expert_weights for shape in shapes)
+
+
 def text_bytes(data: Mapping[str, Any]) -> int:
     """Bytes of a JSON file."""
     return len(json_text(data).encode())

@@ -11,9 +11,10 @@ from typing import Any
 from moesaic.allocate import needs_costs
 from moesaic.calibrate.files import load_stats
 from moesaic.checkpoint.reader import Checkpoint
+from moesaic.contents import folder_files
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
-from moesaic.pipeline import folder_files, make_plan
+from moesaic.pipeline import make_plan
 from moesaic.planning.fit import Fit, RunningCost, fit_table, needed
 from moesaic.planning.kv_cache import KvCache, kv_cache
 from moesaic.planning.machine import disk_free, memory
