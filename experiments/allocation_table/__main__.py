@@ -53,7 +53,8 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 def measure_all(yardstick: Yardstick, planned: list[Planned], quantizers: list[str], path: Path) -> dict[str, Any]:
     """Every plan once with every quantizer; goes on where an earlier run stopped."""
     done = read_lines(path)
-    wanted = [(quantizer, each) for quantizer in quantizers for each in {each.key: each for each in planned}.values()]
+    unique = list({each.key: each for each in reversed(planned)}.values())[::-1]  # named for the first rule
+    wanted = [(quantizer, each) for quantizer in quantizers for each in unique]
     for number, (quantizer, each) in enumerate(wanted, 1):
         key = f"{quantizer}|{each.key}"
         if key in done:
