@@ -15,7 +15,6 @@ from .roles import GROUPS, Roles, by_direction, by_value
 from .setting import Setting
 
 TOLERATED = 0.005  # rise of the balanced error that counts as none
-NOISE_LIMIT = 0.25  # noise over mean margin, for the bits that need not be whole
 PerSeed = list[float | None]
 
 
@@ -91,10 +90,9 @@ def error_record(readings: Readings, bits: Tensor) -> dict[str, PerSeed]:
 def bits_needed(readings: Readings, roles: Roles) -> dict[str, Any]:
     """For each group: bits that it needs while the other experts stay in full precision.
 
-    `by_error` is the smallest width from which on the balanced error stays within `TOLERATED` of full precision's.
-    `by_noise` is where the noise (root mean square change of y f(x), over the mean margin, both over the sequences with
-    the group's own features, or all for experts without one) falls to `NOISE_LIMIT`: interpolated between widths, in
-    the logarithm.
+    `by_error` is the smallest width from which on the balanced error stays within `TOLERATED` of full precision's;
+    `rise` that error's rise by width; `noise` the root mean square change of y f(x) over the mean margin, both over the
+    sequences with the group's own features (all for experts without one), by width.
     """
     full = torch.full_like(roles.group, FULL)
     margins = readings.margins(full)
@@ -116,7 +114,6 @@ def bits_needed(readings: Readings, roles: Roles) -> dict[str, Any]:
         noise = noise.masked_fill((noise < 0) | empty[:, None], torch.nan)
         found[name] = {
             "by_error": per_seed(_first_from_which(rise <= TOLERATED).masked_fill(empty, torch.nan)),
-            "by_noise": per_seed(_crossing(noise)),
             "rise": [per_seed(column) for column in rise.masked_fill(empty[:, None], torch.nan).T],
             "noise": [per_seed(column) for column in noise.T],
         }
@@ -126,17 +123,6 @@ def bits_needed(readings: Readings, roles: Roles) -> dict[str, Any]:
 def _first_from_which(fine: Tensor) -> Tensor:
     """The smallest width such that it and all larger ones are fine (one more than the largest if none is)."""
     return (~fine).flip(1).long().cummax(dim=1).values.sum(dim=1).float() + 1
-
-
-def _crossing(noise: Tensor) -> Tensor:
-    """Where log2 of the noise crosses the limit, linear between widths; NaN if it is below already at one bit."""
-    height = noise.log2() - torch.tensor(NOISE_LIMIT).log2()
-    found = torch.full((noise.shape[0],), torch.nan)
-    for at in range(noise.shape[1] - 1, 0, -1):
-        left, right = height[:, at - 1], height[:, at]
-        here = (left > 0) & (right <= 0) & found.isnan()  # the last crossing counts
-        found = torch.where(here, at + left / (left - right), found)
-    return found
 
 
 def sensitivity(readings: Readings, bits: int) -> Tensor:

@@ -12,13 +12,14 @@ from typing import Any
 
 from experiments.intervals import Interval, over_runs
 
-from .measure import NOISE_LIMIT, TOLERATED
+from .measure import TOLERATED
 from .plans import PAIRS, RANDOM_PLANS, ZETA
 from .roles import GROUPS, RATIO
 from .run import LEARNT
 
 PerSeed = Sequence[float | None]
 Row = list[float]
+NOISE_LIMIT = 0.1  # noise over mean margin at which bits need not be whole numbers
 KEPT = ("experts", "router_change", "router_norm", "router_distance", "activation", "max_var")
 DIFFERENCES = ("small change", "large change", "frequently used", "small change, idle experts last")
 ALONE = ("rank correlation with small change", "the same, experts that learned a feature", *GROUPS)
@@ -42,6 +43,25 @@ def as_interval(row: Row | None) -> Interval:
 def paired(left: PerSeed, right: PerSeed) -> list[float | None]:
     """Differences by seed; None where one of the two is missing."""
     return [None if x is None or y is None else x - y for x, y in zip(left, right, strict=True)]
+
+
+def crossings(noise: Sequence[PerSeed]) -> list[float | None]:
+    """Bits at which the noise falls to `NOISE_LIMIT` for good, by seed: linear in the logarithm between widths.
+
+    None where there is no noise to speak of, or where it is below the limit at every width or above it at all.
+    """
+    return [_crossing(column) for column in zip(*noise, strict=True)]
+
+
+def _crossing(column: PerSeed) -> float | None:
+    if any(value is None or value <= 0 for value in column):
+        return None
+    height = [math.log2(value / NOISE_LIMIT) for value in column if value is not None]
+    for at in range(len(height) - 1, 0, -1):
+        left, right = height[at - 1], height[at]
+        if left > 0 >= right:
+            return at + left / (left - right)
+    return None
 
 
 def share_above(values: PerSeed, limit: float) -> Row:
@@ -104,10 +124,14 @@ def _errors(errors: Mapping[str, PerSeed]) -> dict[str, Row | None]:
 def _depth(depth: Mapping[str, Any]) -> dict[str, Any]:
     bits = depth["bits"]
     found: dict[str, Any] = {"bits": {}, "gap": {}, "noise": {}, "rise": {}, "alone": {}}
-    for key in ("by_error", "by_noise"):
-        found["bits"][key] = {name: interval(bits[name][key]) for name in GROUPS}
+    needed = {
+        "by_error": {name: bits[name]["by_error"] for name in GROUPS},
+        "by_noise": {name: crossings(bits[name]["noise"]) for name in GROUPS},
+    }
+    for key, columns in needed.items():
+        found["bits"][key] = {name: interval(values) for name, values in columns.items()}
         for other in ("prevalent", "none"):
-            found["gap"][f"{key}: rarer - {other}"] = interval(paired(bits["rarer"][key], bits[other][key]))
+            found["gap"][f"{key}: rarer - {other}"] = interval(paired(columns["rarer"], columns[other]))
     for name in ("prevalent", "rarer", "none"):
         found["noise"][name] = [interval(values) for values in bits[name]["noise"]]
         found["rise"][name] = [interval(values) for values in bits[name]["rise"]]

@@ -13,14 +13,14 @@ import torch
 from experiments.theory import data
 from experiments.theory.__main__ import finished
 from experiments.theory.cases import cases
-from experiments.theory.measure import _crossing, _first_from_which, order
+from experiments.theory.measure import _first_from_which, order
 from experiments.theory.model import Weights, outputs, tables
 from experiments.theory.plans import lifted, plan
 from experiments.theory.quantizer import WIDTHS, rounded
 from experiments.theory.readings import read
 from experiments.theory.roles import GROUPS, by_value
 from experiments.theory.setting import Setting
-from experiments.theory.summary import interval, summary
+from experiments.theory.summary import crossings, interval, summary
 from experiments.theory.tables import markdown
 from experiments.theory.train import initial, train
 from experiments.theory.variance import TIMES, widened
@@ -189,10 +189,9 @@ def test_bits_needed_by_hand() -> None:
     """The smallest width from which on all is fine, and where a noise that halves with every bit crosses the limit."""
     fine = torch.tensor([[True, False, True, True], [True, True, True, True], [False, False, False, False]])
     assert _first_from_which(fine).tolist() == [3, 1, 5]
-    noise = torch.tensor([[1.0, 0.5, 0.25 / 2**0.5, 0.1], [0.2, 0.1, 0.05, 0.02]])
-    found = _crossing(noise)
-    assert float(found[0]) == pytest.approx(2 + 1 / 1.5, abs=1e-5)
-    assert bool(found[1].isnan())
+    falls, small, none = [0.4, 0.2, 0.1 / 2**0.5, 0.05], [0.09, 0.05, 0.02, 0.01], [None] * 4
+    found = crossings(list(zip(falls, small, none, strict=True)))
+    assert found == [pytest.approx(2 + 1 / 1.5), None, None]
 
 
 def test_order_counts_pairs() -> None:
