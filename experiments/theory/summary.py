@@ -1,0 +1,170 @@
+"""From numbers by seed to the record: means with 95 % intervals over seeds, as `[mean, low, high, seeds]`.
+
+Seeds in which a quantity does not exist (no expert of the group) are left out, and the fourth number says how many
+remain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.intervals import Interval, over_runs
+
+from .measure import TOLERATED
+from .plans import PAIRS, RANDOM_PLANS, ZETA
+from .roles import GROUPS, RATIO
+from .run import LEARNT
+
+PerSeed = Sequence[float | None]
+Row = list[float]
+NOISE_LIMIT = 0.1  # noise over mean margin at which bits need not be whole numbers
+KEPT = ("experts", "router_change", "router_norm", "router_distance", "activation", "max_var")
+DIFFERENCES = ("small change", "large change", "frequently used", "small change, idle experts last")
+ALONE = ("rank correlation with small change", "the same, experts that learned a feature", *GROUPS)
+
+
+def interval(values: PerSeed) -> Row | None:
+    """Mean and interval of the seeds that have a value; None if none has."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    found = over_runs(known)
+    return [*(float(f"{found[key]:.5g}") for key in ("mean", "low", "high")), found["n"]]
+
+
+def as_interval(row: Row | None) -> Interval:
+    """A row of the record as `figures` takes it; NaN where there is none."""
+    mean, low, high, number = row if row is not None else (math.nan, math.nan, math.nan, 0)
+    return Interval(mean=mean, low=low, high=high, n=int(number))
+
+
+def paired(left: PerSeed, right: PerSeed) -> list[float | None]:
+    """Differences by seed; None where one of the two is missing."""
+    return [None if x is None or y is None else x - y for x, y in zip(left, right, strict=True)]
+
+
+def crossings(noise: Sequence[PerSeed]) -> list[float | None]:
+    """Bits at which the noise falls to `NOISE_LIMIT` for good, by seed: linear in the logarithm between widths.
+
+    None where there is no noise to speak of, or where it is below the limit at every width or above it at all.
+    """
+    return [_crossing(column) for column in zip(*noise, strict=True)]
+
+
+def _crossing(column: PerSeed) -> float | None:
+    if any(value is None or value <= 0 for value in column):
+        return None
+    height = [math.log2(value / NOISE_LIMIT) for value in column if value is not None]
+    for at in range(len(height) - 1, 0, -1):
+        left, right = height[at - 1], height[at]
+        if left > 0 >= right:
+            return at + left / (left - right)
+    return None
+
+
+def share_above(values: PerSeed, limit: float) -> Row:
+    """In how many of the seeds that have a value it is above the limit: `[those, all]`."""
+    known = [value for value in values if value is not None]
+    return [sum(value > limit for value in known), len(known)]
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of an experiment from its finished cases."""
+    return {
+        "constants": {
+            "learnt_balanced_error": LEARNT,
+            "tolerated_rise": TOLERATED,
+            "noise_limit": NOISE_LIMIT,
+            "role_ratio": RATIO,
+            "zeta": ZETA,
+            "pairs": [list(pair) for pair in PAIRS],
+        },
+        "cases": [_case(record) for record in records],
+    }
+
+
+def _case(record: Mapping[str, Any]) -> dict[str, Any]:
+    learnt, end = record["learnt"], record["end"]
+    moments = {"learnt": learnt or end, "end": end}
+    found = {key: record[key] for key in ("case", "track", "change", "setting", "learnt", "end", "seconds")}
+    a = record["setting"]["a"]
+    found["log2_ratio"] = round(math.log2((1 - a) / a), 4)
+    found["steps"] = {step: _state(state) for step, state in record["steps"].items()}
+    found["at"] = {name: _depth(record["depth"][str(step)]) for name, step in moments.items()}
+    plans = record["depth"][str(moments["learnt"])]["plans"]
+    found["plans_against_random"] = _against_random(plans)
+    if not record["change"]:
+        found["plans"] = _plans(plans)
+    if "variance" in record:
+        found["variance"] = {key: _errors(value) for key, value in record["variance"].items()}
+    return found
+
+
+def _state(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "errors": _errors(state["errors"]),
+        "groups": {name: {key: interval(state["groups"][name][key]) for key in KEPT} for name in GROUPS},
+        "order": {name: interval(values) for name, values in state["order"].items()},
+        "seeds_in_order": {
+            name: share_above(values, 0.5)
+            for name, values in state["order"].items()
+            if name.startswith("router_change")
+        },
+        "activation_ratio": interval(state["activation_ratio"]),
+        "agreement_of_roles": interval(state["agreement_of_roles"]),
+    }
+
+
+def _errors(errors: Mapping[str, PerSeed]) -> dict[str, Row | None]:
+    return {name: interval(values) for name, values in errors.items()}
+
+
+def _depth(depth: Mapping[str, Any]) -> dict[str, Any]:
+    bits = depth["bits"]
+    found: dict[str, Any] = {"bits": {}, "gap": {}, "noise": {}, "rise": {}, "alone": {}}
+    needed = {
+        "by_error": {name: bits[name]["by_error"] for name in GROUPS},
+        "by_noise": {name: crossings(bits[name]["noise"]) for name in GROUPS},
+    }
+    for key, columns in needed.items():
+        found["bits"][key] = {name: interval(values) for name, values in columns.items()}
+        for other in ("prevalent", "none"):
+            found["gap"][f"{key}: rarer - {other}"] = interval(paired(columns["rarer"], columns[other]))
+    for name in ("prevalent", "rarer", "none"):
+        found["noise"][name] = [interval(values) for values in bits[name]["noise"]]
+        found["rise"][name] = [interval(values) for values in bits[name]["rise"]]
+    for width, columns in depth["alone"].items():
+        found["alone"][width] = {name: interval(columns[name]) for name in ALONE}
+    return found
+
+
+def _plans(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors of every rule; the random plans of a seed are one number, their mean."""
+    found = {}
+    for key, errors in plans.items():
+        name = key.rsplit(": ", 1)[-1]
+        if name.startswith("random"):
+            continue
+        found[key] = {kind: interval(errors[kind]) for kind in ("error", "balanced")}
+    for high, low, average in PAIRS:
+        prefix = f"{high}/{low} at {average:g}: "
+        found[f"{prefix}random"] = {kind: interval(_random(plans, prefix, kind)) for kind in ("error", "balanced")}
+    return found
+
+
+def _random(plans: Mapping[str, Any], prefix: str, kind: str) -> list[float | None]:
+    columns = [plans[f"{prefix}random {number}"][kind] for number in range(RANDOM_PLANS)]
+    return [sum(values) / len(values) for values in zip(*columns, strict=True)]
+
+
+def _against_random(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Balanced error of rules minus that of the random plans of the same seeds."""
+    found = {}
+    for high, low, average in PAIRS:
+        prefix = f"{high}/{low} at {average:g}: "
+        random = _random(plans, prefix, "balanced")
+        for name in DIFFERENCES:
+            found[prefix + name] = interval(paired(plans[prefix + name]["balanced"], random))
+    return found
