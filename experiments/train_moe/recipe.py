@@ -12,6 +12,9 @@ from typing import Any
 
 MODEL_TYPES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "switch_transformers")
 
+# Fields that older checkpoints do not know: they count only when they are set.
+LATER_FIELDS = ("router_std", "residual_scale", "copying_attention")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -20,6 +23,7 @@ class Recipe:
     `config` holds the keys of the transformers config of `model_type`; token ids and the vocabulary size
     come from the tokenizer. `domains` names the corpus files. `max_chars` cuts every file (for small tests),
     `valid_windows` limits the validation during training, `noise_density` and `mean_span` are those of T5.
+    `router_std`, `residual_scale` and `copying_attention` change how the weights are drawn (see `build_model`).
     """
 
     model_type: str
@@ -46,6 +50,9 @@ class Recipe:
     noise_density: float = 0.15
     mean_span: float = 3.0
     max_chars: int | None = None
+    router_std: float | None = None
+    residual_scale: float | None = None
+    copying_attention: float | None = None
 
     def __post_init__(self) -> None:
         """Reject a recipe that cannot be trained."""
@@ -86,6 +93,9 @@ class Recipe:
         fields = dataclasses.asdict(self)
         for name in ("checkpoint_every", "log_every", "valid_every", "valid_windows", "threads"):
             del fields[name]
+        for name in LATER_FIELDS:
+            if fields[name] is None:
+                del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

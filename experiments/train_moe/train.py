@@ -5,21 +5,35 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from .data import TrainingOrder, windows
+from .data import Batch, TrainingOrder, windows
 from .evaluate import Streams, evaluate, unigram_log_probabilities
 from .model import compute_losses, router_weights
 from .recipe import Recipe
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+ValidLoss = Callable[[PreTrainedModel], float]
+
+
+class BatchOrder(Protocol):
+    """What is trained on: the batch of every step."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+
+    def batch(self, step: int) -> Batch:
+        """Inputs of the update that follows `step` finished ones."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,8 @@ def save_checkpoint(
     for name, parameter in model.named_parameters():
         tensors[f"model/{name}"] = parameter.detach()
         for moment in MOMENTS:
-            tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
+            if parameter in optimizer.state:  # else an expert that no token has reached yet
+                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
     state = {"step": step, "recipe": recipe.fingerprint()}
     write_tensors(path, tensors, {"state": json.dumps(state)})
 
@@ -102,11 +117,20 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.A
         state = json.loads(file.metadata()["state"])
         if state["recipe"] != recipe.fingerprint():
             raise ValueError(f"{path} belongs to another recipe; choose another work folder")
+        stored = set(file.keys())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(file.get_tensor(f"model/{name}"))
-                optimizer.state[parameter] = {m: file.get_tensor(f"{m}/{name}").clone() for m in MOMENTS}
+                if f"{MOMENTS[0]}/{name}" in stored:
+                    optimizer.state[parameter] = {m: file.get_tensor(f"{m}/{name}").clone() for m in MOMENTS}
     return state["step"]
+
+
+def load_weights(path: Path, model: PreTrainedModel) -> None:
+    """Start from the weights of another run's checkpoint, without its optimizer."""
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"model/{name}"))
 
 
 def snapshot_steps(steps: int) -> set[int]:
@@ -128,7 +152,7 @@ def _append_log(path: Path, entry: dict[str, Any]) -> None:
     print(json.dumps(entry), flush=True)
 
 
-def _update(model: PreTrainedModel, optimizer: torch.optim.AdamW, order: TrainingOrder, step: int) -> dict[str, Any]:
+def _update(model: PreTrainedModel, optimizer: torch.optim.AdamW, order: BatchOrder, step: int) -> dict[str, Any]:
     """One optimizer update; returns its log entry."""
     recipe = order.recipe
     torch.manual_seed(recipe.seed * 1_000_003 + step + 1)
@@ -144,16 +168,15 @@ def _update(model: PreTrainedModel, optimizer: torch.optim.AdamW, order: Trainin
     return {"step": step + 1, "loss": language, "total_loss": total, "grad_norm": norm.item(), "lr": rate}
 
 
-def train(
-    model: PreTrainedModel, streams: Streams, recipe: Recipe, space: Workspace, stop_after: int | None = None
+def fit(
+    model: PreTrainedModel, order: BatchOrder, space: Workspace, valid_loss: ValidLoss, stop_after: int | None = None
 ) -> bool:
-    """Train to the recipe's last step, going on from a checkpoint if there is one.
+    """Train on the batches of `order` to its recipe's last step, going on from a checkpoint if there is one.
 
-    `stop_after` ends the run after that many updates without a checkpoint, as a kill would.
-    Returns whether the last step was reached.
+    `valid_loss` is called every `valid_every` steps. `stop_after` ends the run after that many updates without a
+    checkpoint, as a kill would. Returns whether the last step was reached.
     """
-    rows = torch.cat([windows(streams[f"{domain}.train"], recipe.seq_len) for domain in recipe.domains])
-    order = TrainingOrder(rows, recipe)
+    recipe = order.recipe
     optimizer = make_optimizer(model, recipe)
     step = 0
     if space.checkpoint.exists():
@@ -162,7 +185,6 @@ def train(
         write_tensors(space.routers(0), router_weights(model))
     _keep_log_until(space.log, step)
     snapshots = snapshot_steps(recipe.steps)
-    unigram = unigram_log_probabilities(streams, recipe)
     model.train()
     begun, first = time.monotonic(), step
     while step < recipe.steps:
@@ -171,8 +193,7 @@ def train(
         if step in snapshots:
             write_tensors(space.routers(step), router_weights(model))
         if step % recipe.valid_every == 0 and step < recipe.steps:
-            valid = evaluate(model, streams, recipe, "valid", unigram, limit=recipe.valid_windows)
-            entry["valid_loss"] = valid["overall"]["loss"]
+            entry["valid_loss"] = valid_loss(model)
         if step % recipe.log_every == 0 or "valid_loss" in entry or step == recipe.steps:
             speed = (step - first) * recipe.batch_size * recipe.seq_len / (time.monotonic() - begun)
             _append_log(space.log, {**entry, "tokens_per_second": round(speed, 1)})
@@ -181,3 +202,17 @@ def train(
         if step % recipe.checkpoint_every == 0 or step == recipe.steps:
             save_checkpoint(space.checkpoint, model, optimizer, step, recipe)
     return True
+
+
+def train(
+    model: PreTrainedModel, streams: Streams, recipe: Recipe, space: Workspace, stop_after: int | None = None
+) -> bool:
+    """Train on the windows of the recipe's domains; see `fit`."""
+    rows = torch.cat([windows(streams[f"{domain}.train"], recipe.seq_len) for domain in recipe.domains])
+    unigram = unigram_log_probabilities(streams, recipe)
+
+    def valid_loss(model: PreTrainedModel) -> float:
+        found = evaluate(model, streams, recipe, "valid", unigram, limit=recipe.valid_windows)
+        return found["overall"]["loss"]
+
+    return fit(model, TrainingOrder(rows, recipe), space, valid_loss, stop_after)
