@@ -9,19 +9,23 @@ import torch
 
 from moesaic.prune import Otp, Threshold
 from moesaic.prune.decide import decide, keep
-from tests.prune.made_up import random_routed
+from tests.prune.made_up import EXPERTS, random_routed
 
 
 def started(policy: Otp, k: int = 4, hidden: int = 6) -> dict[str, torch.Tensor]:
     """A state before training."""
-    return {**policy.start(k, hidden, torch.Generator().manual_seed(1)), "threshold": torch.tensor(0.5)}
+    return {
+        **policy.start(k, hidden, torch.Generator().manual_seed(1), experts=EXPERTS),
+        "threshold": torch.tensor(0.5),
+    }
 
 
 def shaken(policy: Otp, k: int = 4, hidden: int = 6) -> dict[str, torch.Tensor]:
     """A state with a correction that is not zero."""
     state = started(policy, k, hidden)
     generator = torch.Generator().manual_seed(2)
-    return state | {name: torch.randn(state[name].shape, generator=generator) for name in ("outer", "outer_bias")}
+    moved = [name for name in ("outer", "outer_bias", "prefer", "table") if name in state]
+    return state | {name: torch.randn(state[name].shape, generator=generator) for name in moved}
 
 
 @pytest.mark.parametrize("k", [2, 4, 8])
@@ -71,17 +75,25 @@ def test_a_higher_cost_runs_less() -> None:
     assert shares[0] > shares[1] > shares[2] == 0.25
 
 
-@pytest.mark.parametrize(("features", "of_hidden", "of_weights"), [("both", 1, 1), ("weights", 0, 1), ("hidden", 1, 0)])
-def test_features_that_are_not_shown_do_not_matter(features: str, of_hidden: int, of_weights: int) -> None:
-    """The correction sees the hidden state, the weights, or both, as its knob says."""
+@pytest.mark.parametrize(
+    ("features", "shown"),
+    [
+        ("all", ("hidden", "weights", "experts")),
+        ("both", ("hidden", "weights")),
+        ("weights", ("weights",)),
+        ("hidden", ("hidden",)),
+    ],
+)
+def test_features_that_are_not_shown_do_not_matter(features: str, shown: tuple[str, ...]) -> None:
+    """The correction sees the hidden state, the weights and the chosen experts, as its knob says."""
     policy, routed = Otp(features=features), random_routed()
     state = shaken(policy) | {"slope": torch.zeros(4)}  # the ratio rule would see the weights in any case
     before = policy.logits(routed, state)
     other = random_routed(seed=5)
-    for name, matters in (("hidden", of_hidden), ("weights", of_weights)):
+    for name in ("hidden", "weights", "experts"):
         changed = random_routed()
         object.__setattr__(changed, name, getattr(other, name))
-        assert torch.equal(policy.logits(changed, state), before) == (not matters)
+        assert torch.equal(policy.logits(changed, state), before) == (name not in shown)
 
 
 def test_width_is_the_number_of_projected_values() -> None:

@@ -6,9 +6,10 @@ most likely mask is taken: no sampling, no randomness. **Priority is 1 for the p
 
 The paper's network is not known; this one is ours. With `r_j = w_j / w_1`, x the input of the experts and C the masks:
 
-    a_j = slope_j (log r_j - log offset_j)                    one score a place: the ratio rule, made trainable
+    a_j = slope_j (log r_j - log offset_j) + prefer[e_j]      one score a place: the ratio rule, made trainable
     f = [P x / rms(x); w / sum w]                             what the token is
-    logits = C (a - cost) + V silu(U f + u) + v               cost: the same for every layer, sets the share
+    h = silu(U f + sum_j table_j[e_j] + u)                    e_j: the expert at place j
+    logits = C (a - cost) + V h + v                           cost: the same for every layer, sets the share
 
 Cost: `width x hidden` products a token, some thousandths of an expert's.
 """
@@ -27,7 +28,7 @@ from torch.nn import functional
 from moesaic.prune._protocol import Routed, State
 
 CANDIDATES = ("prefixes", "subsets")
-FEATURES = ("both", "weights", "hidden")
+FEATURES = ("all", "both", "weights", "hidden")
 LARGEST_SUBSETS = 8  # experts a token; 255 masks
 
 
@@ -38,12 +39,13 @@ class Otp:
     Attributes:
         candidates: `"prefixes"`: the first 1, 2, … k places; `"subsets"`: every set of places but the empty one.
         width: numbers that the hidden state is projected to.
-        features: what the correction to the ratio rule sees: `"both"`, the `"weights"` alone or `"hidden"` alone.
+        features: what the correction to the ratio rule sees: `"all"`: the hidden state, the weights, and which experts
+            were chosen; `"both"`: without the experts; the `"weights"` alone or `"hidden"` alone.
     """
 
     candidates: str = "prefixes"
     width: int = 16
-    features: str = "both"
+    features: str = "all"
     causal: ClassVar[bool] = True
     by_layer: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("training",)
@@ -69,10 +71,12 @@ class Otp:
         """
         return _masks(self.candidates, k)
 
-    def start(self, k: int, hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def start(self, k: int, hidden: int, generator: torch.Generator, *, experts: int) -> dict[str, Tensor]:
         """The state before training: the ratio rule at ratio 1/2, and a correction of zero."""
         count = len(self.masks(k))
+        seen = {"prefer": torch.zeros(experts), "table": torch.zeros(k, experts, 2 * self.width)}
         return {
+            **(seen if self.features == "all" else {}),
             "slope": torch.full((k,), 2.0),
             "offset": torch.full((k,), 0.5).log(),
             "project": torch.randn(self.width, hidden, generator=generator) / hidden**0.5,
@@ -87,8 +91,12 @@ class Otp:
         """Unnormalised log probabilities of the candidates. `[tokens, masks]` float32"""
         masks = self.masks(routed.weights.shape[1]).to(routed.hidden.device)
         place = state["slope"] * (routed.ratio.clamp(min=1e-6).log() - state["offset"])  # (T, k)
-        inner = functional.silu(functional.linear(self._features(routed, state), state["inner"], state["inner_bias"]))
-        correction = functional.linear(inner, state["outer"], state["outer_bias"])
+        inner = functional.linear(self._features(routed, state), state["inner"], state["inner_bias"])
+        if self.features == "all":
+            place = place + state["prefer"][routed.experts]
+            for number, table in enumerate(state["table"]):
+                inner = inner + functional.embedding(routed.experts[:, number], table)
+        correction = functional.linear(functional.silu(inner), state["outer"], state["outer_bias"])
         return correction + functional.linear(place - state["cost"], masks)
 
     def _features(self, routed: Routed, state: State) -> Tensor:
