@@ -14,7 +14,7 @@ from moesaic.fit.rules import read
 from moesaic.fit.text import batches
 from moesaic.prune import Routed
 from moesaic.prune.decide import decide
-from moesaic.prune.otp import Otp
+from moesaic.prune.otp import Otp, priced
 from moesaic.runtime.skipping import Routing, Skipping
 
 States = dict[str, dict[str, Tensor]]
@@ -85,7 +85,7 @@ def meet_share(
 ) -> tuple[States, float]:
     """Set the common `cost` so that hard masks run the target share of these windows.
 
-    The cost is found on the logits of one pass; since other masks make other hidden states, the share is then
+    The cost is found on the log errors of one pass; since other masks make other hidden states, the share is then
     measured, and the aim moved by what it misses.
 
     Returns:
@@ -94,10 +94,10 @@ def meet_share(
     best: tuple[float, States] | None = None
     asked = target
     for turn in range(rounds + 1):
-        logits: list[Tensor] = []
+        errors: list[Tensor] = []
 
-        def routing(layer: str, routed: Routed, now: States = states, seen: list[Tensor] = logits) -> Tensor:
-            seen.append(policy.logits(routed, now[layer]))
+        def routing(layer: str, routed: Routed, now: States = states, seen: list[Tensor] = errors) -> Tensor:
+            seen.append(policy.log_errors(routed, now[layer]))
             return decide(policy, routed, now[layer])
 
         with routed_by(model, routing) as skipping:
@@ -109,33 +109,35 @@ def meet_share(
         if abs(share - target) < _CLOSE or turn == rounds:
             break
         asked += target - share if turn else 0.0
-        states = _with_cost(
-            states, share_cost(torch.cat(logits), policy.masks(_places(states)).to(model.device), asked)
-        )
+        masks = policy.masks(_top_k(skipping)).to(model.device)
+        states = _with_cost(states, share_cost(torch.cat(errors), masks, asked))
     assert best is not None
     return best[1], best[0]
 
 
-def share_cost(logits: Tensor, masks: Tensor, share: float) -> float:
-    """What to add to the cost of an expert so that the most likely masks run that share. By bisection.
+def share_cost(log_errors: Tensor, masks: Tensor, share: float) -> float:
+    """The logarithm of the price at which the most likely masks run that share. By bisection.
 
     Args:
-        logits: `[tokens, masks]`.
+        log_errors: `[tokens, masks - 1]`.
         masks: `[masks, k]`.
         share: of the places.
     """
     counts = masks.sum(dim=-1)
-    low, high = -50.0, 50.0
+    low, high = -60.0, 60.0
     for _ in range(40):
         middle = (low + high) / 2
-        ran = counts[(logits - middle * counts).argmax(dim=-1)].mean() / masks.shape[1]
+        ran = counts[priced(log_errors, middle, masks).argmax(dim=-1)].mean() / masks.shape[1]
         low, high = (middle, high) if float(ran) > share else (low, middle)
     return (low + high) / 2
 
 
-def _places(states: States) -> int:
-    return len(next(iter(states.values()))["slope"])
+def _top_k(skipping: Skipping) -> int:
+    return len(next(iter(skipping.kept.values())))
 
 
 def _with_cost(states: States, cost: float) -> States:
-    return {layer: {**state, "cost": state["cost"] + cost} for layer, state in states.items()}
+    made = {layer: {**state} for layer, state in states.items()}
+    for state in made.values():
+        state["cost"] = torch.full_like(state["cost"], cost)
+    return made

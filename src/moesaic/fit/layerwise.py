@@ -3,13 +3,18 @@
 What every layer did on the calibration text is recorded in files (`recording`), with a matrix G a token from which the
 error of every mask follows: with the rescaled weights c of the places that run,
 
-    e(mask) = (c - w)^T G (c - w)
+    e(mask) = sensitivity * (c - w)^T G (c - w)
 
-So the error of every candidate is known, the expected error under the mask router's distribution has an exact
-gradient, and no mask is sampled. The loss is the sum over the layers of `sensitivity * expected error`, and
-`lambda * expected share` as in `mask_routers`. Where the error is the squared change of the layer's output, its
-sensitivity is the KL of the model's outputs when that layer alone is pruned by the ratio rule, over the squared error
-that this makes. Where it is a KL already (`"fisher"`), the sensitivity is 1.
+Where the error is the squared change of the layer's output, its sensitivity is the KL of the model's outputs when
+that layer alone is pruned by the ratio rule, over the squared error that this makes. Where it is a KL already
+(`"fisher"`), the sensitivity is 1. Two losses:
+
+- `"regression"`: the mask router's estimate m of every mask's error has least gamma deviance, `e / m + log m`. The
+  samples of the error are products of the mean with heavy-tailed noise, for which this is the likelihood that suits;
+  tokens with small errors count as much as those with large ones. No share takes part: one training serves all. The
+  state that estimates best the last eighth of the tokens, which are not trained on, is kept.
+- `"expected"`: the sum over the layers of the expected error under the mask router's distribution, which is exact
+  since all errors are known, and `lambda * expected share` as in `mask_routers`.
 
 Memory: a chunk of tokens of one layer at a time.
 """
@@ -25,6 +30,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moesaic.fit.hard_masks import share_cost
 from moesaic.fit.recording import Recording, Stored
 from moesaic.fit.text import batches
 from moesaic.progress import SILENT, Progress
@@ -33,8 +39,12 @@ from moesaic.prune.decide import THRESHOLD, decide, rescale
 from moesaic.prune.otp import Otp
 from moesaic.runtime.skipping import Skipping
 
+LOSSES = ("regression", "expected")
 SENSITIVITY_WINDOWS = 4
-_CHUNK = 4096  # tokens of a step
+_CHUNK = 4096  # tokens at a time
+_STEP = 2048  # tokens of a step of regression
+_CHECKS = 10  # of the tokens that are not trained on
+_DECAY = 0.01
 
 
 @dataclass
@@ -81,6 +91,7 @@ def train_layers(
     target: float,
     *,
     rule: Pruning,
+    loss: str,
     steps: int,
     rate: float,
     progress: Progress = SILENT,
@@ -94,6 +105,7 @@ def train_layers(
         states: of every layer, to be changed.
         target: share of the expert activations that is to run.
         rule: the ratio rule at the same share.
+        loss: one of `LOSSES`.
         steps: how many.
         rate: learning rate of AdamW at its highest.
         progress: told of steps.
@@ -104,7 +116,106 @@ def train_layers(
     weight = dict.fromkeys(recording.layers, 1.0)
     if recording.metric == "output":
         weight = sensitivities(model, recording.windows[:SENSITIVITY_WINDOWS], recording.layers, rule)
-    return _descend(policy, states, recording.layers, weight, target, steps=steps, rate=rate, progress=progress)
+    _match_means(policy, states, recording.layers, weight)
+    said: dict[str, Any] = {"sensitivity": dict(weight), "stopped": None}
+    if loss == "expected":
+        with torch.no_grad():
+            parts = [_log_errors(policy, states[name], files) for name, files in recording.layers.items()]
+            masks = policy.masks(rule.top_k).to(parts[0].device)
+            cost = share_cost(torch.cat(parts), masks, target)
+        for state in states.values():
+            state["cost"].fill_(cost)
+        how = {"steps": steps, "rate": rate, "progress": progress}
+        return said | _descend(policy, states, recording.layers, weight, target, **how)
+    progress.start("train", steps * len(recording.layers))
+    for name, files in recording.layers.items():
+        found = _regress(policy, states[name], files, weight[name], steps=steps, rate=rate, progress=progress)
+        said.setdefault("deviance", {})[name] = [found["first"], found["best"]]
+        said["stopped"] = said["stopped"] or found["stopped"]
+    return said
+
+
+@torch.no_grad()
+def _match_means(
+    policy: Otp, states: dict[str, dict[str, Tensor]], stored: Mapping[str, Stored], weight: Mapping[str, float]
+) -> None:
+    """Set every bias so that the mean estimate of a mask is its mean error."""
+    for name, files in stored.items():
+        state, tokens = states[name], len(files.weights)
+        masks = policy.masks(files.weights.shape[1]).to(state["bias"].device)
+        error, estimate = torch.zeros(2, len(masks) - 1, device=masks.device)
+        for first in range(0, tokens, _CHUNK):
+            routed, gram = files.part(first, min(tokens, first + _CHUNK), masks.device)
+            error += candidate_errors(routed.weights, gram, masks[:-1]).sum(dim=0)
+            estimate += policy.log_errors(routed, state).exp().sum(dim=0)
+        found = weight[name] * error / estimate
+        state["bias"] += torch.where(found.isfinite() & (found > 0), found, 1.0).log()
+
+
+def _log_errors(policy: Otp, state: dict[str, Tensor], files: Stored) -> Tensor:
+    return policy.log_errors(files.part(0, _CHUNK, state["bias"].device)[0], state)
+
+
+def _regress(
+    policy: Otp,
+    state: dict[str, Tensor],
+    files: Stored,
+    weight: float,
+    *,
+    steps: int,
+    rate: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Gradient steps of one layer; the state becomes the best on the tokens that are not trained on."""
+    tokens, k = files.weights.shape
+    masks = policy.masks(k).to(state["bias"].device)[:-1]
+    trained = max(1, tokens - tokens // 8)
+    keys = [key for key in state if key not in ("cost", THRESHOLD)]
+    parameters = [state[key].requires_grad_() for key in keys]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_DECAY)
+
+    def deviance(first: int, last: int) -> Tensor:
+        routed, gram = files.part(first, last, masks.device)
+        error = weight * candidate_errors(routed.weights, gram, masks)
+        found = policy.log_errors(routed, state)
+        return (error * (-found).exp() + found).mean()
+
+    def checked() -> float:
+        with torch.no_grad():
+            parts = [
+                float(deviance(first, min(tokens, first + _CHUNK))) * (min(tokens, first + _CHUNK) - first)
+                for first in range(trained if trained < tokens else 0, tokens, _CHUNK)
+            ]
+        return sum(parts) / max(1, tokens - trained if trained < tokens else tokens)
+
+    said: dict[str, Any] = {"first": checked(), "stopped": None}
+    best, kept = said["first"], {key: state[key].detach().clone() for key in keys}
+    every = max(1, steps // _CHECKS)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(rate, step, steps)
+        start = (step * _STEP) % max(1, trained - _STEP + 1)
+        optimizer.zero_grad()
+        loss = deviance(start, min(trained, start + _STEP))
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not (math.isfinite(loss.item()) and bool(torch.isfinite(norm))):
+            said["stopped"] = f"NaN in step {step + 1}; the best state until then was kept"
+            break
+        optimizer.step()
+        progress.advance(1)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            now = checked()
+            if now < best:
+                best, kept = now, {key: state[key].detach().clone() for key in keys}
+    for key in keys:
+        state[key] = kept[key]
+    return said | {"best": best}
+
+
+def _rate(highest: float, step: int, steps: int) -> float:
+    """Warmed up over a tenth of the steps, then a cosine to zero."""
+    return highest * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.inference_mode()
@@ -173,7 +284,7 @@ def _descend(
     trained = {layer: [key for key in state if key not in ("cost", THRESHOLD)] for layer, state in states.items()}
     parameters = [states[layer][key].requires_grad_() for layer, keys in trained.items() for key in keys]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    said: dict[str, Any] = {"sensitivity": dict(weight), "stopped": None}
+    said: dict[str, Any] = {}
 
     def one(layer: str, start: int) -> tuple[Tensor, Tensor]:
         """Expected error and share of a layer on a chunk."""
@@ -189,7 +300,7 @@ def _descend(
     progress.start("train", steps)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = _rate(rate, step, steps)
         start = (step * _CHUNK) % max(1, tokens - _CHUNK + 1)
         optimizer.zero_grad()
         now, total, shares = price.now(share), 0.0, []

@@ -6,10 +6,10 @@ and with masks sampled for every token and layer. The loss is
 
     KL(teacher || student) a token, over the vocabulary  +  lambda * expected share of the expert activations
 
-lambda is not given but found: a controller raises it while the share is above the target and lowers it below. The
-start is the ratio rule at the target share, so that training has to improve on that rule and not to find it again. At
-the end, and at times in between, the masks are made hard, the common `cost` is set so that the share is met, and the
-KL on windows that were held back is measured; the best state seen is the result, the start included.
+lambda is not given but found: a controller raises it while the share is above the target and lowers it below. At the
+start the error of a mask is taken to grow with the squared change of the weights. At the end, and at times in between,
+the masks are made hard, the common `cost` is set so that the share is met, and the KL on windows that were held back is
+measured; the best state seen is the result, the start included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from moesaic.errors import TrainingFailed
 from moesaic.fit.hard_masks import HeldBack, States, divergence, logits_of, meet_share, routed_by
-from moesaic.fit.layerwise import Price, train_layers
+from moesaic.fit.layerwise import LOSSES, Price, train_layers
 from moesaic.fit.recording import METRICS, Recording, record_layers
 from moesaic.fit.rules import Recorded, check_target, record, thresholds
 from moesaic.fit.text import batches
@@ -52,6 +52,8 @@ class Training:
         layer_steps: steps of `layerwise` training, which come first; 0 for none.
         metric: what those steps minimise: the change of a layer's output in its `"fisher"` form, which is a KL in
             nats, or its plain square, `"output"`.
+        loss: of those steps: `"regression"`, the estimate of every mask's error, or `"expected"`, the expected error at
+            the target share; see `layerwise`.
         steps: steps of distillation from the outputs of the whole model; 0 for none.
         batch_tokens: tokens of a step.
         rate: learning rate of AdamW at its highest; warmed up over a tenth of the steps, then a cosine to zero.
@@ -59,7 +61,8 @@ class Training:
         noise: scale of the Gumbel noise at the start; it falls to zero with the steps, so that what is trained in
             the end is what runs.
         estimator: `"straight_through"`: hard masks forward, the gradient of the soft ones; `"soft"`: soft masks.
-        warm_start: start from the ratio rule at the target share; else from the ratio 1/2.
+        warm_start: start from an error that grows with the squared change of the weights; else from one that is the
+            same for every token.
         held_back: share of the windows that are not trained on, for choosing the best state.
         checks: how often the state is measured on these, the end included.
         seed: of the initial weights, the noise and the order of the windows.
@@ -67,6 +70,7 @@ class Training:
 
     layer_steps: int = 300
     metric: str = "fisher"
+    loss: str = "regression"
     steps: int = 0
     batch_tokens: int = 2048
     rate: float = 0.01
@@ -84,6 +88,8 @@ class Training:
             raise ValueError(f"estimator is {self.estimator!r}; give one of {ESTIMATORS}")
         if self.metric not in METRICS:
             raise ValueError(f"metric is {self.metric!r}; give one of {METRICS}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; give one of {LOSSES}")
         if self.steps < 0 or self.layer_steps < 0 or self.checks < 1 or not 0 < self.held_back < 1:
             raise ValueError("steps have to be 0 or more, checks 1 or more, held_back between 0 and 1")
 
@@ -178,6 +184,7 @@ class _Run:
             self.states,
             self.target,
             rule=self.rule,
+            loss=self.training.loss,
             steps=self.training.layer_steps,
             rate=self.training.rate,
             progress=progress,
@@ -297,12 +304,11 @@ def _start(
 ) -> States:
     """Every layer's first state."""
     states: States = {}
-    ratio = float(next(iter(rule.layers.values()))[THRESHOLD])
     counts = expert_counts(model)
     for layer in rule.layers:
         state = policy.start(rule.top_k, _hidden_of(model, layer), generator, experts=counts[layer])
-        if training.warm_start:
-            state["offset"] = torch.full((rule.top_k,), max(ratio, 1e-6)).log()
+        if not training.warm_start:
+            state["slope"] = torch.zeros_like(state["slope"])
         state[THRESHOLD] = torch.tensor(0.5)
         states[layer] = {key: tensor.to(model.device) for key, tensor in state.items()}
     return states
