@@ -18,6 +18,7 @@ DESIGNS: dict[str, dict[str, dict[str, Any]]] = {  # what is behind the defaults
     "weights alone": {"knobs": {"features": "weights"}},
     "hidden alone": {"knobs": {"features": "hidden"}},
     "subsets": {"knobs": {"candidates": "subsets"}},
+    "expected error at the share": {"training": {"loss": "expected"}},
     "output error": {"training": {"metric": "output"}},
     "whole model": {"training": WHOLE},
     "soft masks": {"training": {**WHOLE, "estimator": "soft"}},

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from moesaic.errors import MoesaicError
 from moesaic.evaluate.quality import mean_with_interval
-from moesaic.fit.mask_routers import Training, train, training_windows
+from moesaic.fit.mask_routers import Training, retarget, train, training_windows
 from moesaic.fit.recording import Recording, record_layers
 from moesaic.fit.rules import Recorded, record, thresholds
 from moesaic.fit.text import batches
@@ -97,6 +97,7 @@ class Fitted:
 
     def __post_init__(self) -> None:
         self._recordings: dict[str, tuple[Recording, TemporaryDirectory[str]]] = {}
+        self._trained: dict[str, Pruning] = {}
         self.seconds: dict[str, float] = {}
 
     @cached_property
@@ -120,7 +121,18 @@ class Fitted:
         return Pruning(name, policy, self.top_k, target, target, states)
 
     def mask_routers(self, case: Case) -> Pruning:
-        """Mask routers, trained."""
+        """Mask routers, trained; those that no share takes part in are trained once for all shares."""
+        assert case.training is not None
+        shareless = case.training.layer_steps and not case.training.steps and case.training.loss == "regression"
+        known = self._trained.get(f"{case.policy}{case.training}")
+        if known is not None:
+            return retarget(self.model, known, training_windows(self.windows, case.training)[1], case.target)
+        found = self._train(case)
+        if shareless:
+            self._trained[f"{case.policy}{case.training}"] = found
+        return found
+
+    def _train(self, case: Case) -> Pruning:
         assert case.training is not None
         recording = self._recording(case.training) if case.training.layer_steps else None
         return train(
@@ -145,7 +157,7 @@ class Fitted:
     def row(self, case: Case, held: Held) -> dict[str, Any]:
         """Fit and measure one case; a case that cannot be is a row with the reason.
 
-        `seconds` is processor time of the fit; what is recorded once for all is not in it.
+        `seconds` is processor time of the fit; what is recorded or trained before, for another row, is not in it.
         """
         start = time.process_time()
         try:

@@ -11,6 +11,7 @@ from moesaic.fit import hard_masks
 from moesaic.fit.hard_masks import HeldBack, divergence, logits_of, meet_share, share_cost
 from moesaic.prune import Otp, Pruning
 from moesaic.prune.decide import THRESHOLD
+from moesaic.prune.otp import priced
 from moesaic.runtime.skipping import attach, detach, expert_modules
 
 
@@ -25,10 +26,10 @@ def test_divergence_is_that_of_the_definition(generator: torch.Generator) -> Non
 def test_the_cost_gives_the_share(share: float, generator: torch.Generator) -> None:
     """The most likely masks under the found cost run the share asked for."""
     masks = Otp().masks(4)
-    logits = torch.randn(4000, 4, generator=generator)
+    errors = torch.randn(4000, 3, generator=generator).sort(descending=True).values
     counts = masks.sum(-1)
-    cost = share_cost(logits, masks, share)
-    ran = counts[(logits - cost * counts).argmax(-1)].mean() / 4
+    cost = share_cost(errors, masks, share)
+    ran = counts[priced(errors, cost, masks).argmax(-1)].mean() / 4
     assert float(ran) == pytest.approx(share, abs=0.01)
 
 
@@ -54,7 +55,7 @@ def test_the_divergence_is_that_of_the_model_with_the_policy(
     """The figure is the KL of a model with the policy attached, whether or not the answers are kept."""
     monkeypatch.setattr(hard_masks, "_TEACHER_BYTES", room)
     policy = Otp(width=4)
-    more = {THRESHOLD: torch.tensor(0.5), "offset": torch.tensor(0.97).log().expand(2)}
+    more = {THRESHOLD: torch.tensor(0.5), "cost": torch.tensor(2 * 0.49**2).log()}
     states = {
         name: policy.start(2, 64, torch.Generator().manual_seed(0), experts=8) | more for name in expert_modules(model)
     }

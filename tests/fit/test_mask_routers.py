@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moesaic import load
-from moesaic.errors import TrainingFailed
+from moesaic.errors import TrainingFailed, UsageError
 from moesaic.fit.differentiable import differentiable
-from moesaic.fit.mask_routers import Training, train, training_windows
+from moesaic.fit.mask_routers import Training, retarget, train, training_windows
 from moesaic.fit.recording import record_layers
 from moesaic.prune import Otp
 from moesaic.runtime.skipping import expert_modules
@@ -32,7 +32,7 @@ def fitted(model: PreTrainedModel, windows: Tensor, training: Training = QUICK, 
     [
         ({}, {}),
         ({"estimator": "soft", "layer_steps": 0}, {"candidates": "subsets"}),
-        ({"warm_start": False, "steps": 0, "metric": "fisher"}, {}),
+        ({"warm_start": False, "steps": 0, "metric": "fisher", "loss": "expected"}, {}),
     ],
 )
 def test_trains_and_meets_the_share(changes: dict, knobs: dict, model: PreTrainedModel, windows: Tensor) -> None:
@@ -84,6 +84,19 @@ def test_one_recording_serves_several_targets(model: PreTrainedModel, windows: T
                 assert all(torch.equal(state[key], found.layers[name][key]) for key in state)
 
 
+def test_one_training_serves_several_targets(model: PreTrainedModel, windows: Tensor) -> None:
+    """With another price the same estimates run another share; nothing else changes."""
+    found = fitted(model, windows, Training(layer_steps=20))
+    other = retarget(model, found, windows, 0.6)
+    assert other.target == 0.6
+    assert other.reached == pytest.approx(0.6, abs=0.01)
+    for layer, state in other.layers.items():
+        assert float(state["cost"]) > float(found.layers[layer]["cost"])
+        assert all(torch.equal(state[key], found.layers[layer][key]) for key in state if key != "cost")
+    with pytest.raises(UsageError):
+        retarget(model, found, windows, 0.5)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -98,6 +111,7 @@ def test_one_recording_serves_several_targets(model: PreTrainedModel, windows: T
         ({}, {"held_back": 0.3}),
         ({"layer_steps": 8, "steps": 0}, {"layer_steps": 16, "steps": 0}),
         ({"layer_steps": 8, "steps": 0}, {"layer_steps": 8, "steps": 0, "metric": "fisher"}),
+        ({"layer_steps": 8, "steps": 0}, {"layer_steps": 8, "steps": 0, "loss": "expected"}),
     ],
 )
 def test_every_knob_does_something(first: dict, second: dict, model: PreTrainedModel, windows: Tensor) -> None:
@@ -108,11 +122,11 @@ def test_every_knob_does_something(first: dict, second: dict, model: PreTrainedM
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"estimator": "hard"}, {"held_back": 0}, {"steps": -1}, {"metric": "kl"}, {"checks": 0}]
+    "knobs", [{"estimator": "hard"}, {"loss": "mean"}, {"held_back": 0}, {"steps": -1}, {"metric": "kl"}, {"checks": 0}]
 )
 def test_refuses_knobs_that_cannot_be(knobs: dict) -> None:
     """A wrong knob is said at once."""
-    with pytest.raises(ValueError, match=r"estimator|held_back|metric"):
+    with pytest.raises(ValueError, match=r"estimator|held_back|metric|loss"):
         Training(**knobs)
 
 

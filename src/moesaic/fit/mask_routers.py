@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -143,6 +143,28 @@ def train(
         if training.steps and run.stopped is None:
             run.train(trained, progress)
         return run.result(windows)
+
+
+def retarget(model: PreTrainedModel, pruning: Pruning, windows: Tensor, target: float) -> Pruning:
+    """Trained mask routers at another share: what a mask costs stays, the price is set anew.
+
+    Right for states that were trained by regression alone, in which no share took part.
+
+    Args:
+        model: without a policy at work.
+        pruning: of this model, with the policy otp.
+        windows: to meet the share on.
+        target: the other share.
+
+    Raises:
+        UsageError: a target that cannot be.
+    """
+    check_target(target, pruning.top_k)
+    policy = pruning.policy
+    assert isinstance(policy, Otp)
+    states: States = {layer: dict(state) for layer, state in pruning.layers.items()}
+    states, reached = meet_share(model, policy, states, windows, target)
+    return replace(pruning, target=target, reached=reached, layers=states)
 
 
 def training_windows(windows: Tensor, training: Training) -> tuple[Tensor, Tensor]:
