@@ -29,14 +29,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moesaic.evaluate.conditions import conditions
+from moesaic.fit.hard_masks import share_cost
 from moesaic.fit.rules import Recorded, record, thresholds
 from moesaic.kernels import select
 from moesaic.prune import Otp, Pruning, Threshold
 from moesaic.prune.decide import THRESHOLD
+from moesaic.prune.otp import log_change
 from moesaic.runtime.skipping import attach, detach, expert_counts
 
 POLICIES = ("threshold", "otp")
-CONTEXT = 16  # tokens before the decoded ones
+CONTEXT = 8  # tokens before the decoded ones
 
 
 @dataclass
@@ -51,18 +53,19 @@ class Case:
 
 
 def make_pruning(model: PreTrainedModel, recorded: Recorded, name: str, share: float) -> Pruning:
-    """A ratio rule that runs the share, or mask routers that start as that rule."""
+    """A ratio rule that runs the share, or untrained mask routers that do: they compute what trained ones do."""
     top_k = next(iter(recorded.values()))[0].weights.shape[1]
     states = thresholds(Threshold(), recorded, share)
     if name == "threshold":
         return Pruning(name, Threshold(), top_k, share, share, states)
     policy, counts = Otp(), expert_counts(model)
-    generator = torch.Generator().manual_seed(0)
-    layers = {}
-    for layer, state in states.items():
-        made = policy.start(top_k, model.config.hidden_size, generator, experts=counts[layer])
-        made["offset"] = state[THRESHOLD].clamp(min=1e-6).log().expand(top_k).clone()
-        layers[layer] = made | {THRESHOLD: torch.tensor(0.5)}
+    generator, masks = torch.Generator().manual_seed(0), policy.masks(top_k)
+    errors = [log_change(part.weights, masks[:-1]) for parts in recorded.values() for part in parts]
+    more = {"cost": torch.tensor(share_cost(torch.cat(errors), masks, share)), THRESHOLD: torch.tensor(0.5)}
+    layers = {
+        layer: policy.start(top_k, model.config.hidden_size, generator, experts=counts[layer]) | more
+        for layer in recorded
+    }
     return Pruning(name, policy, top_k, share, share, layers)
 
 
@@ -122,9 +125,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--linears", type=int, default=4, choices=(2, 3, 4, 8, 16), help="bits of the attention")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.9, 0.75, 0.6])
     parser.add_argument("--decoded", type=int, default=24, help="tokens decoded in a round")
-    parser.add_argument("--prefill", type=int, default=64, help="tokens of the prefill")
+    parser.add_argument("--prefill", type=int, default=48, help="tokens of the prefill")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--save", type=Path, help="write the rows and the conditions to this JSON file")
     return parser.parse_args()
 
@@ -137,7 +140,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     length = max(a.prefill, CONTEXT + a.decoded)
     tokens = torch.randint(0, VOCABULARY, (1, length), generator=generator)
-    recorded = record(model, tokens)
+    recorded = record(model, tokens[:, : CONTEXT + a.decoded])  # so that the share is that of decoding
     cases = [Case("unpruned", 1.0, None)]
     cases += [Case(p, s, make_pruning(model, recorded, p, s)) for s in a.shares for p in POLICIES]
     print(f"{a.model}, {a.layers} layers, experts {a.plan} bits, attention {a.linears} bits, {a.threads} threads")

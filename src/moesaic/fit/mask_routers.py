@@ -73,7 +73,7 @@ class Training:
     loss: str = "regression"
     steps: int = 0
     batch_tokens: int = 2048
-    rate: float = 0.01
+    rate: float = 0.005
     hot: float = 2.0
     cold: float = 0.3
     noise: float = 1.0
