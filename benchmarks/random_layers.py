@@ -51,8 +51,8 @@ def random_layer(model: Dimensions, plan: str) -> ExpertLayer:
     """A layer with a gate, SiLU and random codes."""
     widths = widths_of(plan, model.experts)
     return ExpertLayer(
-        gate_up=_entry(EntryLayout(widths, 2, model.intermediate, model.hidden, GROUP_SIZE, False)),
-        down=_entry(EntryLayout(widths, 1, model.hidden, model.intermediate, GROUP_SIZE, False)),
+        gate_up=random_entry(EntryLayout(widths, 2, model.intermediate, model.hidden, GROUP_SIZE, False)),
+        down=random_entry(EntryLayout(widths, 1, model.hidden, model.intermediate, GROUP_SIZE, False)),
         activation=Activation("silu", _silu),
     )
 
@@ -62,7 +62,8 @@ def _silu(hidden: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
-def _entry(layout: EntryLayout) -> ExpertEntry:
+def random_entry(layout: EntryLayout) -> ExpertEntry:
+    """Random codes with scales of 1e-4, for every width of a layout."""
     tensors = {}
     for width, shape in layout.shapes().items():
         blobs = torch.randint(0, 2**63 - 1, (shape[0], shape[1] // 8), dtype=torch.int64).view(torch.uint8)

@@ -1,145 +1,165 @@
-"""How much faster is decoding with a share of the expert activations? Times expert layers, one token at a time.
+"""How much faster do decoding and prefill get with a share of the expert activations?
 
-The layers have random codes; the routing weights are made up so that a ratio rule or a mask router runs the wanted
-share. What is timed is the whole step of a layer: sorting, the policy, rescaling, the kernels. Every round goes over
-all cases in turn, and each case is compared with the unpruned one of the same round, so that a slow minute of the
-machine hits both.
+Whole decoder layers at real dimensions with random codes (`random_model`), packed, and the policies as they run in a
+loaded model: routers, attention, key-value cache, sorting, policy, kernels. Every round goes over all cases in turn,
+each reading the same tokens, and each case is compared with the unpruned one of the same round, so that a slow minute
+of the machine hits both. Times are medians of the rounds; the ratio is the median of the rounds' ratios, with its
+range and a bootstrap interval.
 
-    python benchmarks/skipping.py --model mixtral-8x7b --plan "mixed 2 3" --shares 0.9 0.75 0.6 --threads 2
-    MOESAIC_KERNELS=cpu python benchmarks/skipping.py --rows 64     # prefill
+    python benchmarks/skipping.py --threads 2 --save runs/skipping_speed.json
+    python benchmarks/skipping.py --model qwen3-30b-a3b --shares 0.75
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import random
 import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from random_layers import MODELS, PLANS, Dimensions, expert_bytes, random_layer, routes
+from random_layers import PLANS
+from random_model import CONFIGS, VOCABULARY, random_model
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from moesaic.evaluate.conditions import conditions
+from moesaic.fit.hard_masks import share_cost
+from moesaic.fit.rules import Recorded, record, thresholds
 from moesaic.kernels import select
-from moesaic.kernels.layer import ExpertLayer
-from moesaic.prune import Otp, Policy, Routed, State, Threshold
-from moesaic.prune.decide import THRESHOLD, decide, rescale, share_threshold, sort_places
+from moesaic.prune import Otp, Pruning, Threshold
+from moesaic.prune.decide import THRESHOLD
+from moesaic.prune.otp import log_change
+from moesaic.runtime.skipping import attach, detach, expert_counts
 
-POLICIES = ("unpruned", "threshold", "otp")
+POLICIES = ("threshold", "otp")
+CONTEXT = 8  # tokens before the decoded ones
 
 
 @dataclass
 class Case:
-    """One line of the table."""
+    """One policy at one share; None for the unpruned model."""
 
     policy: str
-    share: float
-    seconds: list[float] = field(default_factory=list)
-    gains: list[float] = field(default_factory=list)  # over the unpruned case of the round
-    ran: float = 1.0
-    gigabytes: float = 0.0  # packed, read a token
-
-    def line(self) -> str:
-        """Medians, as text."""
-        low, middle, high = min(self.gains), statistics.median(self.gains), max(self.gains)
-        seconds = statistics.median(self.seconds)
-        return (
-            f"{self.policy:>10} {self.share:>6.2f} {100 * self.ran:>6.1f} % {1e3 * seconds:>9.3f} "
-            f"{middle:>7.2f} ({low:.2f} to {high:.2f}) {self.gigabytes:>8.3f}"
-        )
+    target: float
+    pruning: Pruning | None
+    ran: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # "decode", "prefill": a token, a round
 
 
-@dataclass
-class Step:
-    """What a layer does for one call: routing weights and experts of some tokens, and their hidden states."""
-
-    hidden: Tensor
-    index: Tensor
-    weights: Tensor
-
-
-def steps(model: Dimensions, rows: int, count: int) -> list[Step]:
-    """Calls in which the experts come in turns and the weights have a spread like that of a trained router."""
-    generator = torch.Generator().manual_seed(0)
-    made = []
-    for index in routes(model, rows, count):
-        weights = (1.5 * torch.randn(rows, model.top_k, generator=generator)).softmax(-1).sort(descending=True).values
-        made.append(Step(torch.randn(rows, model.hidden, generator=generator), index, weights))
-    return made
+def make_pruning(model: PreTrainedModel, recorded: Recorded, name: str, share: float) -> Pruning:
+    """A ratio rule that runs the share, or untrained mask routers that do: they compute what trained ones do."""
+    top_k = next(iter(recorded.values()))[0].weights.shape[1]
+    states = thresholds(Threshold(), recorded, share)
+    if name == "threshold":
+        return Pruning(name, Threshold(), top_k, share, share, states)
+    policy, counts = Otp(), expert_counts(model)
+    generator, masks = torch.Generator().manual_seed(0), policy.masks(top_k)
+    errors = [log_change(part.weights, masks[:-1]) for parts in recorded.values() for part in parts]
+    more = {"cost": torch.tensor(share_cost(torch.cat(errors), masks, share)), THRESHOLD: torch.tensor(0.5)}
+    layers = {
+        layer: policy.start(top_k, model.config.hidden_size, generator, experts=counts[layer]) | more
+        for layer in recorded
+    }
+    return Pruning(name, policy, top_k, share, share, layers)
 
 
-def make_policy(case: Case, model: Dimensions, calls: list[Step]) -> tuple[Policy, State] | None:
-    """A policy that runs the share on these calls; None for unpruned."""
-    if case.policy == "unpruned":
-        return None
-    weights = torch.cat([step.weights for step in calls])
-    routed = Routed(weights, weights.long(), torch.zeros(len(weights), 1), model.experts)
-    value = share_threshold([routed.ratio], case.share)
-    if case.policy == "threshold":
-        return Threshold(), {THRESHOLD: torch.tensor(value)}
-    policy = Otp()
-    state = policy.start(model.top_k, model.hidden, torch.Generator().manual_seed(0))
-    offset = torch.full((model.top_k,), max(value, 1e-6)).log()
-    return policy, state | {"offset": offset, THRESHOLD: torch.tensor(0.5)}
+@torch.inference_mode()
+def run_case(model: PreTrainedModel, case: Case, tokens: Tensor, decoded: int, *, keep: bool) -> None:
+    """One round of a case: a prefill of all tokens, and decoding of the last ones."""
+    skipping = None if case.pruning is None else attach(model, case.pruning)
+    found = {}
+    for kind in ("prefill", "decode"):
+        if skipping is not None:
+            skipping.count()
+        found[kind] = _prefill(model, tokens) if kind == "prefill" else _decode(model, tokens[:, : CONTEXT + decoded])
+        case.ran[kind] = 1.0 if skipping is None else skipping.share()
+    detach(model)
+    if keep:
+        for kind, seconds in found.items():
+            case.seconds.setdefault(kind, []).append(seconds)
 
 
-def run_step(step: Step, layer: ExpertLayer, experts: int, made: tuple[Policy, State] | None) -> Tensor:
-    """One call of the layer, as `runtime.skipping` does it."""
-    if made is None:
-        return select("cpu").experts(step.hidden, step.index, step.weights, layer)
-    ranked, chosen, order = sort_places(step.weights, step.index)
-    kept = decide(made[0], Routed(ranked, chosen, step.hidden, experts), made[1])
-    weights = torch.zeros_like(step.weights).scatter(-1, order, rescale(ranked, kept))
-    index = torch.where(torch.zeros_like(kept).scatter(-1, order, kept), step.index, -1)
-    return select("cpu").experts(step.hidden, index, weights, layer)
+def _prefill(model: PreTrainedModel, tokens: Tensor) -> float:
+    start = time.perf_counter()
+    model(tokens, use_cache=False, logits_to_keep=1)
+    return (time.perf_counter() - start) / tokens.shape[1]
 
 
-def kept_of(step: Step, made: tuple[Policy, State] | None, experts: int) -> Tensor:
-    """Which places run. `[rows, k]` bool"""
-    ranked, chosen, _ = sort_places(step.weights, step.index)
-    if made is None:
-        return torch.ones_like(ranked, dtype=torch.bool)
-    return decide(made[0], Routed(ranked, chosen, step.hidden, experts), made[1])
+def _decode(model: PreTrainedModel, tokens: Tensor) -> float:
+    cache = model(tokens[:, :CONTEXT], use_cache=True).past_key_values
+    start = time.perf_counter()
+    for place in range(CONTEXT, tokens.shape[1]):
+        model(tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
+    return (time.perf_counter() - start) / (tokens.shape[1] - CONTEXT)
+
+
+def ratios(case: Case, base: Case, kind: str) -> dict[str, Any]:
+    """How many times the unpruned speed: median, range, and a bootstrap interval of the median over rounds."""
+    each = [b / c for b, c in zip(base.seconds[kind], case.seconds[kind], strict=True)]
+    drawn = random.Random(0)
+    medians = sorted(statistics.median(drawn.choices(each, k=len(each))) for _ in range(1000))
+    return {
+        "policy": case.policy,
+        "target": case.target,
+        "kind": kind,
+        "share": case.ran[kind],
+        "ms_per_token": 1e3 * statistics.median(case.seconds[kind]),
+        "times_unpruned": statistics.median(each),
+        "range": [min(each), max(each)],
+        "interval": [medians[25], medians[975]],
+        "rounds": each,
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=CONFIGS, default="mixtral-8x7b")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--plan", choices=PLANS, default="mixed 2 3", help="bits of the experts, in turns")
+    parser.add_argument("--linears", type=int, default=4, choices=(2, 3, 4, 8, 16), help="bits of the attention")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.9, 0.75, 0.6])
+    parser.add_argument("--decoded", type=int, default=24, help="tokens decoded in a round")
+    parser.add_argument("--prefill", type=int, default=48, help="tokens of the prefill")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--save", type=Path, help="write the rows and the conditions to this JSON file")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="mixtral-8x7b")
-    parser.add_argument("--plan", choices=PLANS, default="mixed 2 3")
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.9, 0.75, 0.6])
-    parser.add_argument("--rows", type=int, default=1, help="tokens of a call")
-    parser.add_argument("--steps", type=int, default=32, help="calls of a round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7)
-    a = parser.parse_args()
+    a = parse()
     os.environ["MOESAIC_NUM_THREADS"] = str(a.threads)
     torch.set_num_threads(a.threads)
-    model = MODELS[a.model]
-    layer = random_layer(model, a.plan)
-    calls = steps(model, a.rows, a.steps)
-    cases = [Case("unpruned", 1.0)] + [Case(name, share) for share in a.shares for name in POLICIES[1:]]
-    made = {id(case): make_policy(case, model, calls) for case in cases}
-    for case in cases:
-        kept = [kept_of(step, made[id(case)], model.experts) for step in calls]
-        case.ran = float(torch.cat(kept).float().mean())
-        read = [sort_places(s.weights, s.index)[1][k].unique().tolist() for s, k in zip(calls, kept, strict=True)]
-        case.gigabytes = sum(expert_bytes(layer, e) for each in read for e in each) / len(calls) / a.rows / 1e9
-    print(f"{a.model}, {a.plan} bits, kernels {select('cpu').NAME}, {a.threads} threads, {a.rows} tokens a call")
-    with torch.inference_mode():
-        for turn in range(a.rounds + 1):
-            for case in cases:
-                start = time.perf_counter()
-                for step in calls:
-                    run_step(step, layer, model.experts, made[id(case)])
-                if turn:  # the first round warms up
-                    case.seconds.append((time.perf_counter() - start) / len(calls))
-            if turn:
-                for case in cases:
-                    case.gains.append(cases[0].seconds[-1] / case.seconds[-1])
-    print(f"{'policy':>10}  asked      ran  ms/layer  times unpruned (range)  GB/token")
-    for case in cases:
-        print(case.line())
+    model, sizes = random_model(a.model, layers=a.layers, plan=a.plan, linears=a.linears)
+    generator = torch.Generator().manual_seed(0)
+    length = max(a.prefill, CONTEXT + a.decoded)
+    tokens = torch.randint(0, VOCABULARY, (1, length), generator=generator)
+    recorded = record(model, tokens[:, : CONTEXT + a.decoded])  # so that the share is that of decoding
+    cases = [Case("unpruned", 1.0, None)]
+    cases += [Case(p, s, make_pruning(model, recorded, p, s)) for s in a.shares for p in POLICIES]
+    print(f"{a.model}, {a.layers} layers, experts {a.plan} bits, attention {a.linears} bits, {a.threads} threads")
+    print(f"kernels {select('cpu').NAME}; a token reads {sizes.experts / 1e6:.0f} MB of experts unpruned, ", end="")
+    print(f"{sizes.other / 1e6:.0f} MB of attention; {a.rounds} rounds of {a.decoded} decoded tokens")
+    for turn in range(a.rounds + 1):  # the first round warms up
+        for case in cases:
+            run_case(model, case, tokens, a.decoded, keep=turn > 0)
+    rows = [ratios(case, cases[0], kind) for kind in ("decode", "prefill") for case in cases]
+    print(f"{'':8} {'policy':>10} asked      ran  ms/token  times unpruned (95 % interval; range)")
+    for row in rows:
+        (low, high), (least, most) = row["interval"], row["range"]
+        print(
+            f"{row['kind']:8} {row['policy']:>10} {row['target']:5.2f} {row['share']:8.1%} {row['ms_per_token']:9.2f}"
+            f"  {row['times_unpruned']:.2f} ({low:.2f} to {high:.2f}; {least:.2f} to {most:.2f})"
+        )
+    if a.save:
+        how = {key: getattr(a, key) for key in ("model", "layers", "plan", "linears", "decoded", "prefill")}
+        a.save.write_text(json.dumps({"conditions": conditions(**how), "rows": rows}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -86,3 +86,15 @@ def test_steps_are_for_otp(folder: Path) -> None:
     result = call_cli("prune", folder, "--policy", "odp", "--steps", 3)
     assert result.code == 2
     assert "--steps" in result.err
+
+
+def test_shares_of_several_texts_are_shown(folder: Path, text: Path, tmp_path: Path) -> None:
+    """One command measures a text a domain: a line each, with the share that ran, and one for all."""
+    call_cli("prune", folder, "--policy", "threshold", "--calibration", text, "--window", 40)
+    other = tmp_path / "numbers.txt"
+    other.write_text("3.14159 + 2.71828 = 5.85987; " * 12)
+    result = call_cli("evaluate", folder, "--text", text, "--text", other, "--window", 40, "--no-speed")
+    assert result.code == 0, result.err
+    lines = [line for line in result.out.splitlines() if line.strip().startswith(("│ text.txt", "│ numbers", "│ all"))]
+    assert len(lines) == 3
+    assert all("%" in line for line in lines)

@@ -437,7 +437,7 @@ def state_of(policy: object, k: int = 4) -> dict[str, torch.Tensor]:
     """A state that skips something."""
     state = {"threshold": torch.tensor(0.6), "means": torch.linspace(1, 0.2, k)}
     if isinstance(policy, Otp):
-        state |= policy.start(k, 6, torch.Generator().manual_seed(0)) | {"threshold": torch.tensor(0.5)}
+        state |= policy.start(k, 6, torch.Generator().manual_seed(0), experts=8) | {"threshold": torch.tensor(0.5)}
     return state
 
 

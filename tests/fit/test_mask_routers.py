@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moesaic import load
-from moesaic.errors import TrainingFailed
+from moesaic.errors import TrainingFailed, UsageError
 from moesaic.fit.differentiable import differentiable
-from moesaic.fit.mask_routers import Training, divergence, meet_share, share_cost, train
+from moesaic.fit.mask_routers import Training, retarget, train, training_windows
+from moesaic.fit.recording import record_layers
 from moesaic.prune import Otp
-from moesaic.prune.decide import THRESHOLD
-from moesaic.runtime.skipping import attach, detach, expert_modules
+from moesaic.runtime.skipping import expert_modules
 
 QUICK = Training(layer_steps=20, steps=4, batch_tokens=96, checks=2, metric="output")
 
@@ -32,7 +32,7 @@ def fitted(model: PreTrainedModel, windows: Tensor, training: Training = QUICK, 
     [
         ({}, {}),
         ({"estimator": "soft", "layer_steps": 0}, {"candidates": "subsets"}),
-        ({"warm_start": False, "steps": 0, "metric": "fisher"}, {}),
+        ({"warm_start": False, "steps": 0, "metric": "fisher", "loss": "expected"}, {}),
     ],
 )
 def test_trains_and_meets_the_share(changes: dict, knobs: dict, model: PreTrainedModel, windows: Tensor) -> None:
@@ -71,6 +71,32 @@ def test_training_twice_gives_the_same(model: PreTrainedModel, windows: Tensor) 
         assert not torch.equal(state["project"], other.layers[name]["project"])
 
 
+def test_one_recording_serves_several_targets(model: PreTrainedModel, windows: Tensor, tmp_path: Path) -> None:
+    """Training on what was recorded before gives the same bytes as training that records by itself."""
+    training = Training(**{**vars(QUICK), "metric": "fisher", "steps": 0})
+    with differentiable(model, 1 << 30):
+        recording = record_layers(model, training_windows(windows, training)[0], tmp_path)
+        for target in (0.75, 0.6):
+            found = train(model, windows, Otp(width=4), target, training, recording=recording)
+            wanted = fitted(model, windows, training, target)
+            assert found.reached == wanted.reached == pytest.approx(target, abs=0.05)
+            for name, state in wanted.layers.items():
+                assert all(torch.equal(state[key], found.layers[name][key]) for key in state)
+
+
+def test_one_training_serves_several_targets(model: PreTrainedModel, windows: Tensor) -> None:
+    """With another price the same estimates run another share; nothing else changes."""
+    found = fitted(model, windows, Training(layer_steps=20))
+    other = retarget(model, found, windows, 0.6)
+    assert other.target == 0.6
+    assert other.reached == pytest.approx(0.6, abs=0.01)
+    for layer, state in other.layers.items():
+        assert float(state["cost"]) > float(found.layers[layer]["cost"])
+        assert all(torch.equal(state[key], found.layers[layer][key]) for key in state if key != "cost")
+    with pytest.raises(UsageError):
+        retarget(model, found, windows, 0.5)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -85,6 +111,7 @@ def test_training_twice_gives_the_same(model: PreTrainedModel, windows: Tensor) 
         ({}, {"held_back": 0.3}),
         ({"layer_steps": 8, "steps": 0}, {"layer_steps": 16, "steps": 0}),
         ({"layer_steps": 8, "steps": 0}, {"layer_steps": 8, "steps": 0, "metric": "fisher"}),
+        ({"layer_steps": 8, "steps": 0}, {"layer_steps": 8, "steps": 0, "loss": "expected"}),
     ],
 )
 def test_every_knob_does_something(first: dict, second: dict, model: PreTrainedModel, windows: Tensor) -> None:
@@ -95,11 +122,11 @@ def test_every_knob_does_something(first: dict, second: dict, model: PreTrainedM
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"estimator": "hard"}, {"held_back": 0}, {"steps": -1}, {"metric": "kl"}, {"checks": 0}]
+    "knobs", [{"estimator": "hard"}, {"loss": "mean"}, {"held_back": 0}, {"steps": -1}, {"metric": "kl"}, {"checks": 0}]
 )
 def test_refuses_knobs_that_cannot_be(knobs: dict) -> None:
     """A wrong knob is said at once."""
-    with pytest.raises(ValueError, match=r"estimator|held_back|metric"):
+    with pytest.raises(ValueError, match=r"estimator|held_back|metric|loss"):
         Training(**knobs)
 
 
@@ -111,40 +138,6 @@ def test_temperature_and_noise_fall() -> None:
     assert last[1] == pytest.approx(training.cold, rel=0.05)
     assert last[2] == pytest.approx(0, abs=0.02)
     assert last[0] < 0.01 * training.rate
-
-
-def test_divergence_is_that_of_the_definition(generator: torch.Generator) -> None:
-    """`sum p (log p - log q)`, averaged over the tokens."""
-    teacher, student = torch.randn(2, 5, 9, generator=generator)
-    p, q = teacher.softmax(-1), student.softmax(-1)
-    assert float(divergence(teacher, student)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.77, 1.0])
-def test_the_cost_gives_the_share(share: float, generator: torch.Generator) -> None:
-    """The most likely masks under the found cost run the share asked for."""
-    masks = Otp().masks(4)
-    logits = torch.randn(4000, 4, generator=generator)
-    counts = masks.sum(-1)
-    cost = share_cost(logits, masks, share)
-    ran = counts[(logits - cost * counts).argmax(-1)].mean() / 4
-    assert float(ran) == pytest.approx(share, abs=0.01)
-
-
-def test_a_share_is_met_in_the_model(model: PreTrainedModel, windows: Tensor) -> None:
-    """What `meet_share` says is what a model with these states runs."""
-    policy = Otp(width=4)
-    states = {name: policy.start(2, 64, torch.Generator().manual_seed(0)) for name in expert_modules(model)}
-    states = {name: state | {THRESHOLD: torch.tensor(0.5)} for name, state in states.items()}
-    met, share = meet_share(model, policy, states, windows, 0.7)
-    assert share == pytest.approx(0.7, abs=0.01)
-    pruning = fitted(model, windows, Training(**{**vars(QUICK), "steps": 0, "layer_steps": 1}))
-    skipping = attach(model, type(pruning)("otp", policy, 2, 0.7, share, met))
-    skipping.count()
-    with torch.inference_mode():
-        model(windows)
-    assert skipping.share() == pytest.approx(share, abs=1e-6)
-    detach(model)
 
 
 class Poison(nn.Module):

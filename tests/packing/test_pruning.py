@@ -41,7 +41,9 @@ def test_survives_the_file(tmp_path: Path) -> None:
 
 def test_mask_routers_survive_the_file(tmp_path: Path) -> None:
     """All tensors of a mask router come back with their shapes and values, and an infinite threshold too."""
-    state = Otp(width=3).start(4, 6, torch.Generator().manual_seed(0)) | {"threshold": torch.tensor(-torch.inf)}
+    state = Otp(width=3).start(4, 6, torch.Generator().manual_seed(0), experts=8) | {
+        "threshold": torch.tensor(-torch.inf)
+    }
     write_pruning(tmp_path, Pruning("otp", Otp(width=3), 4, 0.5, 0.5, {"m.experts": state}), MANIFEST)
     found = read_pruning(tmp_path, MANIFEST)
     assert found is not None

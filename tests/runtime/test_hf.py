@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from moesaic.errors import CorruptFile, MoesaicError, NotACheckpoint
+from moesaic.errors import CorruptFile, InvalidPolicy, MoesaicError, NotACheckpoint
+from moesaic.packing.manifest import read_manifest
+from moesaic.packing.pruning import PRUNING, write_pruning
+from moesaic.prune import Pruning, Threshold
 from moesaic.runtime.experts import PackedExperts
 from moesaic.runtime.hf import MoesaicConfig, load, open_model
 from moesaic.runtime.linear import PackedLinear
+from moesaic.runtime.skipping import detach, expert_modules, skipping_of
 from tests.packing.sample_model import LAYER, SAMPLE
 
 TOKENS = torch.tensor([[2, 3, 4, 5]])
@@ -147,3 +151,49 @@ def test_training_and_saving_are_refused() -> None:
     model = load(SAMPLE)
     assert not model.hf_quantizer.is_trainable
     assert not model.hf_quantizer.is_serializable()
+
+
+def add_policy(folder: Path, threshold: float = 0.9) -> None:
+    """Put a ratio rule into a packed folder."""
+    model = load(folder)
+    layers = {name: {"threshold": torch.tensor(threshold)} for name in expert_modules(model)}
+    write_pruning(folder, Pruning("threshold", Threshold(), 2, 0.7, 0.7, layers), read_manifest(folder))
+
+
+def test_the_auto_class_applies_the_policy(packed: Path) -> None:
+    """A folder with a skipping policy skips, whoever opens it, and the same as with `moesaic.load`."""
+    plain = load(packed)
+    add_policy(packed)
+    found = AutoModelForCausalLM.from_pretrained(packed)
+    assert skipping_of(found) is not None
+    with torch.inference_mode():
+        pruned = found(TOKENS).logits
+        assert torch.equal(pruned, load(packed)(TOKENS).logits)
+        wanted = plain(TOKENS).logits
+        assert not torch.equal(pruned, wanted)
+        detach(found)
+        assert torch.equal(found(TOKENS).logits, wanted)
+
+
+def test_the_configuration_turns_the_policy_off(packed: Path) -> None:
+    """With `"pruning": false` in the configuration the auto class gives the unpruned model, bit for bit."""
+    plain = load(packed)
+    add_policy(packed)
+    config = AutoConfig.from_pretrained(packed)
+    config.quantization_config["pruning"] = False
+    found = AutoModelForCausalLM.from_pretrained(packed, config=config)
+    assert skipping_of(found) is None
+    assert skipping_of(load(packed, pruning=False)) is None
+    with torch.inference_mode():
+        assert torch.equal(found(TOKENS).logits, plain(TOKENS).logits)
+
+
+def test_the_auto_class_refuses_a_policy_of_another_plan(packed: Path) -> None:
+    """What `moesaic.load` refuses is refused here too, and not left out in silence."""
+    add_policy(packed)
+    path = packed / PRUNING
+    path.write_text(path.read_text().replace('"plan": "', '"plan": "0'))
+    for opens in (load, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(InvalidPolicy, match="another bit plan"):
+            opens(packed)
+    assert skipping_of(load(packed, pruning=False)) is None

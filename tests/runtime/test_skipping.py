@@ -51,8 +51,9 @@ def states_for(policy: Policy, model: PreTrainedModel, threshold: float) -> dict
     for layer in expert_modules(model):
         state = {"threshold": torch.tensor(threshold)}
         if isinstance(policy, Otp):
-            state = policy.start(2, model.config.hidden_size, generator) | {"threshold": torch.tensor(0.5)}
+            state = policy.start(2, model.config.hidden_size, generator, experts=8) | {"threshold": torch.tensor(0.5)}
             state["outer"] = torch.randn(state["outer"].shape, generator=generator)
+            state["cost"] = torch.tensor(-1.0)
         if "means" in policy.needs:
             state["means"] = torch.tensor([1.0, 0.5])
         states[layer] = state

@@ -17,7 +17,10 @@ _TASKS = "Tasks"
 def command(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A packed folder, or an ordinary checkpoint.")],
     output: Output,
-    text: Annotated[Path | None, typer.Option(help="Held-out text, UTF-8.")] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Held-out text, UTF-8. May be given several times, such as once a domain: each is measured."),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(help="The full-precision checkpoint to compare with: folder or hub id.")
     ] = None,
@@ -25,7 +28,7 @@ def command(
         int | None, typer.Option(min=2, help="Tokens of a window.  [default: 2048, or what the model can]")
     ] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows.  [default: the window]")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only the first tokens of the text.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Use only the first tokens of each text.")] = None,
     speed: Annotated[bool, typer.Option(help="Measure speed and memory, in a process of its own.")] = True,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate for the speed.")] = 32,
     tasks: Annotated[
@@ -116,12 +119,30 @@ def _print(found: dict[str, Any]) -> None:
             f"{found['tokens']} tokens of {found['text']}, window {found['window']}, stride {found['stride']}",
             style="dim",
         )
+    if found["texts"]:
+        Console().print(_table_of_texts(found))
     if found["tasks"] or found["lm_eval"]:
         Console().print(_task_table(found))
     for task in found["tasks"]:
         if task["cut"]:
             words = f"{task['task']}: the beginning of the context was cut off in {task['cut']} items"
             Console().print(f"{words} that are longer than what the model reads", style="dim")
+
+
+def _table_of_texts(found: dict[str, Any]) -> Any:
+    """A line for each text: quality, and the share of the expert activations that ran."""
+    from rich.table import Table
+
+    table = Table(title="texts", title_justify="left")
+    table.add_column("text")
+    columns = {"tokens": "tokens", "perplexity": "perplexity", "kl": "KL", "expert_share": "expert activations"}
+    shown = [key for key in columns if found[key] is not None]
+    for key in shown:
+        table.add_column(columns[key], justify="right")
+    form = {"tokens": "{:,}", "perplexity": "{:.3f}", "kl": "{:.4f}", "expert_share": "{:.1%}"}
+    for part in [*found["texts"], {**found, "text": "all"}]:
+        table.add_row(part["text"], *(form[key].format(part[key]) for key in shown))
+    return table
 
 
 def _text_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from moesaic.evaluate.quality import Mean, Quality
 from moesaic.evaluate.routing import Agreement, RoutingComparison
 from moesaic.evaluate.speed import Speed
 from moesaic.records import RunRecord
+from moesaic.runtime.skipping import Counted
 
 _UNITS = {
     "perplexity": "",
@@ -30,6 +31,7 @@ _UNITS = {
     "peak_memory_bytes": "bytes",
 }
 _OF_TOKENS = frozenset(list(_UNITS)[:7])  # the others are counted or run once
+_UNMEASURED = dict.fromkeys(_UNITS)  # of a text alone nothing counts but what `texts` has
 _PARTS = ("value", "reference", "difference")
 
 
@@ -40,6 +42,14 @@ def quality_figures(quality: Quality | None) -> dict[str, Any]:
     for name in names:
         flat |= _with_interval(name, None if quality is None else getattr(quality, name))
     return {**flat, "tokens": quality and quality.tokens, "windows": quality and quality.windows}
+
+
+def share_figures(counted: Counted | None) -> dict[str, Any]:
+    """Share of the expert activations that ran, overall and by layer, all None without a skipping policy."""
+    return {
+        "expert_share": None if counted is None else counted.share(),
+        "expert_share_layers": None if counted is None else counted.shares(),
+    }
 
 
 def routing_figures(routing: RoutingComparison | None) -> dict[str, Any]:
@@ -81,7 +91,15 @@ def speed_figures(speed: Speed | None) -> dict[str, Any]:
 
 def records(found: dict[str, Any]) -> list[RunRecord]:
     """The figures of `evaluate` as run records; `docs/records.md` lists them."""
-    return [*_plain_records(found), *_layer_records(found), *_share_records(found), *_task_records(found)]
+    each = [{**found, **_UNMEASURED, **part} for part in found["texts"]]
+    of_texts = [record for part in each for record in (*_plain_records(part), *_share_records(part))]
+    return [
+        *of_texts,
+        *_plain_records(found),
+        *_layer_records(found),
+        *_share_records(found),
+        *_task_records(found),
+    ]
 
 
 def _shared_conditions(found: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -62,6 +62,44 @@ class Quality:
     top1_agreement: Mean | None
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Sums over the scored tokens of every window; windows of several texts can be put together with `+`.
+
+    Attributes:
+        counts: scored tokens.
+        nll: negative log likelihoods.
+        reference_nll: the reference's; this and the next two are empty without a reference.
+        kl: divergences.
+        agree: tokens that both models rank first.
+    """
+
+    counts: list[int] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    reference_nll: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    agree: list[float] = field(default_factory=list)
+
+    def __add__(self, other: Scored) -> Scored:
+        return Scored(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def quality(self) -> Quality:
+        """Means with their intervals."""
+
+        def mean(sums: list[float]) -> Mean | None:
+            return mean_with_interval(sums, self.counts) if sums else None
+
+        reference = mean(self.reference_nll)
+        return Quality(
+            tokens=sum(self.counts),
+            windows=len(self.counts),
+            perplexity=mean_with_interval(self.nll, self.counts).mapped(math.exp),
+            perplexity_reference=None if reference is None else reference.mapped(math.exp),
+            kl=mean(self.kl),
+            top1_agreement=mean(self.agree),
+        )
+
+
 def measure_quality(
     model: PreTrainedModel,
     windows: list[Window],
@@ -70,6 +108,19 @@ def measure_quality(
     progress: Progress = SILENT,
     after: Callable[[list[Window]], None] | None = None,
 ) -> Quality:
+    """Score every window with the model, and with the reference if there is one; see `score_windows`."""
+    progress.start("evaluate", sum(window.scored for window in windows))
+    return score_windows(model, windows, reference=reference, progress=progress, after=after).quality()
+
+
+def score_windows(
+    model: PreTrainedModel,
+    windows: list[Window],
+    *,
+    reference: PreTrainedModel | None = None,
+    progress: Progress = SILENT,
+    after: Callable[[list[Window]], None] | None = None,
+) -> Scored:
     """Score every window with the model, and with the reference if there is one.
 
     Args:
@@ -82,31 +133,22 @@ def measure_quality(
     Raises:
         CorruptFile: the two models have different vocabularies.
     """
-    counts, nll, reference_nll, kl, agree = [], [], [], [], []
-    progress.start("evaluate", sum(window.scored for window in windows))
+    sums = Scored()
     for batch in batches(windows, vocabulary=model.get_input_embeddings().num_embeddings):
         found = scored_logits(model, batch)
         wanted = found if reference is None else scored_logits(reference, batch)
         for (logits, targets), (expected, _) in zip(found, wanted, strict=True):
-            counts.append(len(targets))
-            nll.append(_nll(logits, targets))
+            sums.counts.append(len(targets))
+            sums.nll.append(_nll(logits, targets))
             if reference is not None:
                 _check_alike(expected, logits)
-                reference_nll.append(_nll(expected, targets))
-                kl.append(_divergence(expected, logits))
-                agree.append(float((expected.argmax(-1) == logits.argmax(-1)).sum()))
+                sums.reference_nll.append(_nll(expected, targets))
+                sums.kl.append(_divergence(expected, logits))
+                sums.agree.append(float((expected.argmax(-1) == logits.argmax(-1)).sum()))
         if after is not None:
             after(batch)
         progress.advance(sum(window.scored for window in batch))
-    with_reference = reference is not None
-    return Quality(
-        tokens=sum(counts),
-        windows=len(counts),
-        perplexity=mean_with_interval(nll, counts).mapped(math.exp),
-        perplexity_reference=mean_with_interval(reference_nll, counts).mapped(math.exp) if with_reference else None,
-        kl=mean_with_interval(kl, counts) if with_reference else None,
-        top1_agreement=mean_with_interval(agree, counts) if with_reference else None,
-    )
+    return sums
 
 
 def batches(windows: list[Window], *, vocabulary: int) -> Iterator[list[Window]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,20 @@ from transformers import PreTrainedModel
 
 from moesaic.errors import InvalidText, UsageError
 from moesaic.evaluate.conditions import conditions
-from moesaic.evaluate.flat import quality_figures, routing_figures, speed_figures, task_figures
 from moesaic.evaluate.flat import records as records  # noqa: PLC0414
+from moesaic.evaluate.flat import share_figures, speed_figures, task_figures
 from moesaic.evaluate.harness import HarnessTask, harness_figures, require_lm_eval, run_lm_eval
 from moesaic.evaluate.local_tasks import figures, run_task
-from moesaic.evaluate.quality import measure_quality
-from moesaic.evaluate.routing import RoutingComparison
 from moesaic.evaluate.sizes import measure_sizes
 from moesaic.evaluate.speed import measure_speed
 from moesaic.evaluate.tasks import EvaluationSet, find_set, read_set
+from moesaic.evaluate.texts import Cut, read_texts, text_figures
 from moesaic.families import MoeLayer, find_moe_layers
 from moesaic.families.skeleton import build_skeleton, load_config
 from moesaic.progress import SILENT, Progress
 from moesaic.runtime.hf import open_any, open_tokenizer
 from moesaic.runtime.skipping import skipping_of
-from moesaic.text import Window, bundled_calibration_text, read_text, windows
+from moesaic.text import bundled_calibration_text
 
 LARGEST_WINDOW = 2048  # tokens, the convention of the papers
 PROMPT_TOKENS = 64
@@ -39,7 +38,7 @@ class EvaluateOptions:
     Attributes:
         window: tokens of a window; None for 2048, or what the model can.
         stride: tokens between windows; None for the window.
-        max_tokens: use only the first tokens of the text.
+        max_tokens: use only the first tokens of each text.
         speed: measure speed and memory too.
         new_tokens: tokens to generate for the speed.
         threads: torch threads of the speed measurement.
@@ -80,7 +79,7 @@ class _Opened:
 
 def evaluate(
     folder: Path,
-    text: Path | None,
+    text: Path | Sequence[Path] | None,
     *,
     reference: Path | None = None,
     options: EvaluateOptions | None = None,
@@ -90,52 +89,45 @@ def evaluate(
 
     Args:
         folder: the model.
-        text: held-out text; None to measure tasks only.
+        text: held-out text, or several, such as one a domain; None to measure tasks only.
         reference: the full-precision model to compare with (or any other, packed or not); both are in memory at the
             same time.
         options: how.
         progress: told of every scored token and every item.
 
     Returns:
-        A JSON object, flat but for `routing_layers`, `tasks` and `lm_eval`; figures that were not measured are None.
-        `records` turns it into run records.
+        A JSON object, flat but for `routing_layers`, `expert_share_layers`, `texts` (the figures of each of several
+        texts), `tasks` and `lm_eval`; figures that were not measured are None. `records` turns it into run records.
 
     Raises:
         MoesaicError: see `moesaic.errors`.
     """
     options = options or EvaluateOptions()
-    if text is None and not options.tasks and not options.lm_eval:
+    texts = read_texts(text)
+    if not texts and not options.tasks and not options.lm_eval:
         raise UsageError("nothing to measure: give --text, --tasks or --lm-eval")
     if options.lm_eval:
         require_lm_eval()
-    content = None if text is None else read_text(text)
     sets = [read_set(find_set(name, options.task_folder), limit=options.task_limit) for name in options.tasks]
     sizes = measure_sizes(folder, trust_remote_code=options.trust_remote_code)
     tokenizer = open_tokenizer(folder, trust_remote_code=options.trust_remote_code)
-    sample = bundled_calibration_text()[:PROMPT_CHARACTERS] if content is None else content
-    tokens = tokenizer(sample, add_special_tokens=False, verbose=False)["input_ids"]
+    sample = [each.content for each in texts] or [bundled_calibration_text()[:PROMPT_CHARACTERS]]
+    tokens = [tokenizer(each, add_special_tokens=False, verbose=False)["input_ids"] for each in sample]
     window, stride = _window(options, load_config(folder, trust_remote_code=options.trust_remote_code))
-    cut = None if content is None else windows(tokens, length=window, stride=stride, limit=options.max_tokens)
+    cuts = [
+        Cut.of(each, found, length=window, stride=stride, limit=options.max_tokens)
+        for each, found in zip(texts, tokens, strict=False)
+    ]
     opened = _open(folder, tokenizer, tokens, reference, options)
-    skipping = skipping_of(opened.model)
-    if skipping is not None:
-        skipping.count()
-    measured = {
-        **_text_figures(opened, cut, progress, trust_remote_code=options.trust_remote_code),
-        "tasks": [_local_task(opened, each, progress) for each in sets],
-        "lm_eval": _harness(opened, options) if options.lm_eval else [],
-    }
-    measured |= {
-        "pruning": None if skipping is None else skipping.name,
-        "expert_share": None if skipping is None else skipping.share(),
-        "expert_share_layers": None if skipping is None else skipping.shares(),
-    }
+    layers = _shared_layers(opened, trust_remote_code=options.trust_remote_code)
+    measured = text_figures(opened.model, opened.reference, cuts, layers=layers, progress=progress)
+    measured |= _task_parts(opened, sets, options, progress, count=not texts)
     del opened  # the speed is measured in a process of its own, which wants the memory
     speed = None
     if options.speed:
         speed = measure_speed(
             folder,
-            tokens[: min(PROMPT_TOKENS, window // 2)],
+            tokens[0][: min(PROMPT_TOKENS, window // 2)],
             new_tokens=options.new_tokens,
             threads=options.threads,
             pruning=options.pruning,
@@ -147,43 +139,41 @@ def evaluate(
         **measured,
         **vars(sizes),
         **speed_figures(speed),
-        "text": None if text is None else text.name,
-        "window": None if text is None else window,
-        "stride": None if text is None else stride,
+        "text": "+".join(each.name for each in texts) or None,
+        "window": window if texts else None,
+        "stride": stride if texts else None,
         "conditions": conditions(),
     }
 
 
-def _open(folder: Path, tokenizer: Any, tokens: list[int], reference: Path | None, options: EvaluateOptions) -> _Opened:
+def _task_parts(
+    opened: _Opened, sets: list[EvaluationSet], options: EvaluateOptions, progress: Progress, *, count: bool
+) -> dict[str, Any]:
+    """Figures of the tasks, and what there is to say of the policy; `count` its share on them."""
+    skipping = skipping_of(opened.model)
+    if skipping is not None and count:
+        skipping.count()
+    found: dict[str, Any] = {
+        "tasks": [_local_task(opened, each, progress) for each in sets],
+        "lm_eval": _harness(opened, options) if options.lm_eval else [],
+        "pruning": None if skipping is None else skipping.name,
+    }
+    return found | (share_figures(skipping.counted()) if skipping is not None and count else {})
+
+
+def _open(
+    folder: Path, tokenizer: Any, tokens: list[list[int]], reference: Path | None, options: EvaluateOptions
+) -> _Opened:
     remote = options.trust_remote_code
     model = open_any(folder, trust_remote_code=remote, pruning=options.pruning)
-    if max(tokens) >= model.get_input_embeddings().num_embeddings:
-        raise InvalidText(f"{folder}: its tokenizer makes token {max(tokens)}, which the model does not have")
+    largest = max(map(max, tokens))
+    if largest >= model.get_input_embeddings().num_embeddings:
+        raise InvalidText(f"{folder}: its tokenizer makes token {largest}, which the model does not have")
     if reference is None:
         return _Opened(folder, model, tokenizer, None, None)
     asked = bool(options.tasks or options.lm_eval)  # a reference of a text alone needs no tokenizer
     theirs = open_tokenizer(reference, trust_remote_code=remote) if asked else None
     return _Opened(folder, model, tokenizer, open_any(reference, trust_remote_code=remote), theirs)
-
-
-def _text_figures(
-    opened: _Opened, cut: list[Window] | None, progress: Progress, *, trust_remote_code: bool
-) -> dict[str, Any]:
-    if cut is None:
-        return {**quality_figures(None), **routing_figures(None)}
-    layers = _shared_layers(opened, trust_remote_code=trust_remote_code)
-    with contextlib.ExitStack() as stack:
-        routing = None
-        if opened.reference is not None and layers:
-            routing = stack.enter_context(RoutingComparison(opened.model, opened.reference, layers))
-        quality = measure_quality(
-            opened.model,
-            cut,
-            reference=opened.reference,
-            progress=progress,
-            after=None if routing is None else routing.add,
-        )
-    return {**quality_figures(quality), **routing_figures(routing)}
 
 
 def _shared_layers(opened: _Opened, *, trust_remote_code: bool) -> list[MoeLayer]:

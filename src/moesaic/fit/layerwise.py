@@ -1,72 +1,50 @@
 """Trains OTP's mask routers layer by layer, for models too large for a gradient through all of them.
 
-One pass of the unpruned model over the calibration text writes, for every layer and token, the input of the experts,
-their weights w and the Gram matrix `G_ij = <E_i(x), E_j(x)>` of their outputs to disk. What a mask does to the layer's
-output then needs no expert any more: with the rescaled weights c of the places that run,
+What every layer did on the calibration text is recorded in files (`recording`), with a matrix G a token from which the
+error of every mask follows: with the rescaled weights c of the places that run,
 
-    e(mask) = || sum_j (c_j - w_j) E_j(x) ||^2 = (c - w)^T G (c - w)
+    e(mask) = sensitivity * (c - w)^T G (c - w)
 
-So the error of every candidate is known, the expected error under the mask router's distribution has an exact
-gradient, and no mask is sampled. The loss is the sum over the layers of `sensitivity * expected error`, and
-`lambda * expected share` as in `mask_routers`. A layer's sensitivity is the KL of the model's outputs when that layer
-alone is pruned by the ratio rule, over the squared error that this makes.
+Where the error is the squared change of the layer's output, its sensitivity is the KL of the model's outputs when
+that layer alone is pruned by the ratio rule, over the squared error that this makes. Where it is a KL already
+(`"fisher"`), the sensitivity is 1. Two losses:
 
-Where a gradient can go through the whole model, the error is measured in what it does to the outputs instead of in
-the size of the change (`use_fisher`): G becomes the second-order form of the KL, and no sensitivity is needed.
+- `"regression"`: the mask router's estimate m of every mask's error has least gamma deviance, `e / m + log m`. The
+  samples of the error are products of the mean with heavy-tailed noise, for which this is the likelihood that suits;
+  tokens with small errors count as much as those with large ones. No share takes part: one training serves all. The
+  state that estimates best the last eighth of the tokens, which are not trained on, is kept.
+- `"expected"`: the sum over the layers of the expected error under the mask router's distribution, which is exact
+  since all errors are known, and `lambda * expected share` as in `mask_routers`.
 
-Memory: a batch of activations, and the pages of the files in use. Disk: `2 hidden + 4 k (k + 1)` bytes a token and
-layer.
+Memory: a chunk of tokens of one layer at a time.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moesaic.fit.rules import read
+from moesaic.fit.hard_masks import share_cost
+from moesaic.fit.recording import Recording, Stored
 from moesaic.fit.text import batches
 from moesaic.progress import SILENT, Progress
 from moesaic.prune import Pruning, Routed
-from moesaic.prune.decide import THRESHOLD, decide, rescale, sort_places
+from moesaic.prune.decide import THRESHOLD, decide, rescale
 from moesaic.prune.otp import Otp
-from moesaic.runtime.skipping import Skipping, expert_modules
+from moesaic.runtime.skipping import Skipping
 
-METRICS = ("fisher", "output")
+LOSSES = ("regression", "expected")
 SENSITIVITY_WINDOWS = 4
-_CHUNK = 4096  # tokens of a step
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a layer did on the calibration text, in files.
-
-    Attributes:
-        hidden: `[tokens, hidden]` float16.
-        weights: `[tokens, k]` float32, sorted.
-        gram: `[tokens, k, k]` float32.
-    """
-
-    hidden: np.memmap
-    weights: np.memmap
-    gram: np.memmap
-
-    def part(self, first: int, last: int, device: torch.device | str = "cpu") -> tuple[Routed, Tensor]:
-        """Tokens `first … last - 1`: their routing, and the Gram matrices."""
-        weights, hidden, gram = (
-            torch.from_numpy(np.array(file[first:last])).to(device).float()
-            for file in (self.weights, self.hidden, self.gram)
-        )
-        return Routed(weights, torch.zeros_like(weights, dtype=torch.int64), hidden, 0), gram
+_CHUNK = 4096  # tokens at a time
+_STEP = 2048  # tokens of a step of regression
+_CHECKS = 10  # of the tokens that are not trained on
+_DECAY = 0.01
 
 
 @dataclass
@@ -107,150 +85,137 @@ def candidate_errors(weights: Tensor, gram: Tensor, masks: Tensor) -> Tensor:
 
 def train_layers(
     model: PreTrainedModel,
-    windows: Tensor,
+    recording: Recording,
     policy: Otp,
     states: dict[str, dict[str, Tensor]],
     target: float,
     *,
     rule: Pruning,
+    loss: str,
     steps: int,
     rate: float,
-    metric: str = "fisher",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Train the states in place.
 
     Args:
         model: without a policy at work.
-        windows: `[windows, length]` calibration tokens.
+        recording: of this model.
         policy: what to train.
         states: of every layer, to be changed.
         target: share of the expert activations that is to run.
         rule: the ratio rule at the same share.
+        loss: one of `LOSSES`.
         steps: how many.
         rate: learning rate of AdamW at its highest.
-        metric: `"fisher"`, which needs a model whose modules have gradients, or `"output"`.
-        progress: told of windows read, then of steps.
+        progress: told of steps.
 
     Returns:
         What to say of it: sensitivities, loss and share at the end, `stopped` after NaN.
     """
-    with tempfile.TemporaryDirectory(prefix="moesaic-") as folder:
-        stored = record_layers(model, windows, Path(folder), progress)
-        if metric == "fisher":
-            use_fisher(model, windows, stored, progress)
-            weight = dict.fromkeys(stored, 1.0)
-        else:
-            weight = sensitivities(model, windows[:SENSITIVITY_WINDOWS], stored, rule)
-        return _descend(policy, states, stored, weight, target, steps=steps, rate=rate, progress=progress)
+    weight = dict.fromkeys(recording.layers, 1.0)
+    if recording.metric == "output":
+        weight = sensitivities(model, recording.windows[:SENSITIVITY_WINDOWS], recording.layers, rule)
+    _match_means(policy, states, recording.layers, weight)
+    said: dict[str, Any] = {"sensitivity": dict(weight), "stopped": None}
+    if loss == "expected":
+        with torch.no_grad():
+            parts = [_log_errors(policy, states[name], files) for name, files in recording.layers.items()]
+            masks = policy.masks(rule.top_k).to(parts[0].device)
+            cost = share_cost(torch.cat(parts), masks, target)
+        for state in states.values():
+            state["cost"].fill_(cost)
+        how = {"steps": steps, "rate": rate, "progress": progress}
+        return said | _descend(policy, states, recording.layers, weight, target, **how)
+    progress.start("train", steps * len(recording.layers))
+    for name, files in recording.layers.items():
+        found = _regress(policy, states[name], files, weight[name], steps=steps, rate=rate, progress=progress)
+        said.setdefault("deviance", {})[name] = [found["first"], found["best"]]
+        said["stopped"] = said["stopped"] or found["stopped"]
+    return said
 
 
-@torch.inference_mode()
-def record_layers(
-    model: PreTrainedModel, windows: Tensor, folder: Path, progress: Progress = SILENT
-) -> dict[str, Stored]:
-    """Run the unpruned model over the windows and keep what every expert layer did."""
-    modules = expert_modules(model)
-    stored: dict[str, Stored] = {}
-    filled = dict.fromkeys(modules, 0)
-
-    def routing(layer: str, routed: Routed) -> Tensor:
-        if layer not in stored:
-            stored[layer] = _make_files(folder, len(stored), windows.numel(), routed)
-        first, last = filled[layer], filled[layer] + len(routed.hidden)
-        files = stored[layer]
-        files.hidden[first:last] = routed.hidden.half().cpu().numpy()
-        files.weights[first:last] = routed.weights.float().cpu().numpy()
-        files.gram[first:last] = _gram(modules[layer], routed).cpu().numpy()
-        filled[layer] = last
-        return torch.ones_like(routed.weights, dtype=torch.bool)
-
-    skipping = Skipping(model)
-    skipping.routing = routing
-    progress.start("read", len(windows))
-    try:
-        read(model, windows, progress)
-    finally:
-        skipping.remove()
-    return stored
-
-
-def use_fisher(
-    model: PreTrainedModel, windows: Tensor, stored: Mapping[str, Stored], progress: Progress = SILENT
+@torch.no_grad()
+def _match_means(
+    policy: Otp, states: dict[str, dict[str, Tensor]], stored: Mapping[str, Stored], weight: Mapping[str, float]
 ) -> None:
-    """Put in place of the Gram matrices what makes the error a KL in nats, by its second-order form.
-
-    `KL ~ 1/2 d^T F d` for a change d of a layer's output, F = E[g g^T], g the gradient of `log p(y)` by that output
-    with y drawn from the model itself (a Gauss-Newton form). One draw a token gives `u_j = <g, E_j(x)>` for every
-    place at once, as the gradient by the routing weights; `u u^T / 2` takes the Gram matrix' place. It counts what a
-    change does to all later tokens of the sequence. One draw is noisy; many tokens make up for that.
-    """
-    generator = torch.Generator().manual_seed(0)
-    modules = expert_modules(model)
-    progress.start("curvature", len(windows))
-    first = 0
-    for batch in batches(windows, 1024):
-        slopes = _slopes(model, batch, modules, generator)
-        last = first + batch.numel()
-        for layer, files in stored.items():
-            u = slopes[layer]
-            files.gram[first:last] = (0.5 * u[:, :, None] * u[:, None, :]).numpy()
-        first = last
-        progress.advance(len(batch))
+    """Set every bias so that the mean estimate of a mask is its mean error."""
+    for name, files in stored.items():
+        state, tokens = states[name], len(files.weights)
+        masks = policy.masks(files.weights.shape[1]).to(state["bias"].device)
+        error, estimate = torch.zeros(2, len(masks) - 1, device=masks.device)
+        for first in range(0, tokens, _CHUNK):
+            routed, gram = files.part(first, min(tokens, first + _CHUNK), masks.device)
+            error += candidate_errors(routed.weights, gram, masks[:-1]).sum(dim=0)
+            estimate += policy.log_errors(routed, state).exp().sum(dim=0)
+        found = weight[name] * error / estimate
+        state["bias"] += torch.where(found.isfinite() & (found > 0), found, 1.0).log()
 
 
-def _slopes(
-    model: PreTrainedModel, batch: Tensor, modules: Mapping[str, Any], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Gradient of the log probability of tokens drawn from the model by every routing weight, in sorted places."""
-    added: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def before(name: str, _module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, index, weights = args
-        order = sort_places(weights.detach(), index)[2]
-        zero = torch.zeros_like(weights).requires_grad_()
-        added[name] = (zero, order)
-        return hidden, index, weights + zero
-
-    hooks = [module.register_forward_pre_hook(partial(before, name)) for name, module in modules.items()]
-    try:
-        logits = model(input_ids=batch.to(model.device), use_cache=False).logits.float().flatten(0, 1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    noise = torch.rand(logits.shape, generator=generator).clamp(min=1e-9).to(logits.device)
-    drawn = (logits.detach() - (-noise.log()).log()).argmax(dim=-1)
-    leaves = [zero for zero, _ in added.values()]
-    grads = torch.autograd.grad(-torch.nn.functional.cross_entropy(logits, drawn, reduction="sum"), leaves)
-    return {
-        name: grad.float().gather(-1, order).cpu()
-        for (name, (_, order)), grad in zip(added.items(), grads, strict=True)
-    }
+def _log_errors(policy: Otp, state: dict[str, Tensor], files: Stored) -> Tensor:
+    return policy.log_errors(files.part(0, _CHUNK, state["bias"].device)[0], state)
 
 
-def _make_files(folder: Path, number: int, tokens: int, routed: Routed) -> Stored:
-    k, hidden = routed.weights.shape[1], routed.hidden.shape[1]
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "hidden": ((tokens, hidden), np.float16),
-        "weights": ((tokens, k), np.float32),
-        "gram": ((tokens, k, k), np.float32),
-    }
-    files = {
-        name: np.memmap(folder / f"{number}.{name}", dtype=kind, mode="w+", shape=shape)
-        for name, (shape, kind) in shapes.items()
-    }
-    return Stored(**files)
+def _regress(
+    policy: Otp,
+    state: dict[str, Tensor],
+    files: Stored,
+    weight: float,
+    *,
+    steps: int,
+    rate: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Gradient steps of one layer; the state becomes the best on the tokens that are not trained on."""
+    tokens, k = files.weights.shape
+    masks = policy.masks(k).to(state["bias"].device)[:-1]
+    trained = max(1, tokens - tokens // 8)
+    keys = [key for key in state if key not in ("cost", THRESHOLD)]
+    parameters = [state[key].requires_grad_() for key in keys]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_DECAY)
+
+    def deviance(first: int, last: int) -> Tensor:
+        routed, gram = files.part(first, last, masks.device)
+        error = weight * candidate_errors(routed.weights, gram, masks)
+        found = policy.log_errors(routed, state)
+        return (error * (-found).exp() + found).mean()
+
+    def checked() -> float:
+        with torch.no_grad():
+            parts = [
+                float(deviance(first, min(tokens, first + _CHUNK))) * (min(tokens, first + _CHUNK) - first)
+                for first in range(trained if trained < tokens else 0, tokens, _CHUNK)
+            ]
+        return sum(parts) / max(1, tokens - trained if trained < tokens else tokens)
+
+    said: dict[str, Any] = {"first": checked(), "stopped": None}
+    best, kept = said["first"], {key: state[key].detach().clone() for key in keys}
+    every = max(1, steps // _CHECKS)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(rate, step, steps)
+        start = (step * _STEP) % max(1, trained - _STEP + 1)
+        optimizer.zero_grad()
+        loss = deviance(start, min(trained, start + _STEP))
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not (math.isfinite(loss.item()) and bool(torch.isfinite(norm))):
+            said["stopped"] = f"NaN in step {step + 1}; the best state until then was kept"
+            break
+        optimizer.step()
+        progress.advance(1)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            now = checked()
+            if now < best:
+                best, kept = now, {key: state[key].detach().clone() for key in keys}
+    for key in keys:
+        state[key] = kept[key]
+    return said | {"best": best}
 
 
-def _gram(module: Any, routed: Routed) -> Tensor:
-    """Inner products of the outputs of a token's experts. `[tokens, k, k]`"""
-    one = torch.ones_like(routed.weights[:, :1])
-    outputs = [
-        module.forward(routed.hidden, routed.experts[:, place : place + 1].contiguous(), one).float()
-        for place in range(routed.weights.shape[1])
-    ]
-    stacked = torch.stack(outputs, dim=1)  # (T, k, H)
-    return stacked @ stacked.transpose(1, 2)
+def _rate(highest: float, step: int, steps: int) -> float:
+    """Warmed up over a tenth of the steps, then a cosine to zero."""
+    return highest * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.inference_mode()
@@ -319,7 +284,7 @@ def _descend(
     trained = {layer: [key for key in state if key not in ("cost", THRESHOLD)] for layer, state in states.items()}
     parameters = [states[layer][key].requires_grad_() for layer, keys in trained.items() for key in keys]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    said: dict[str, Any] = {"sensitivity": dict(weight), "stopped": None}
+    said: dict[str, Any] = {}
 
     def one(layer: str, start: int) -> tuple[Tensor, Tensor]:
         """Expected error and share of a layer on a chunk."""
@@ -335,7 +300,7 @@ def _descend(
     progress.start("train", steps)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = _rate(rate, step, steps)
         start = (step * _CHUNK) % max(1, tokens - _CHUNK + 1)
         optimizer.zero_grad()
         now, total, shares = price.now(share), 0.0, []

@@ -6,17 +6,20 @@ and with masks sampled for every token and layer. The loss is
 
     KL(teacher || student) a token, over the vocabulary  +  lambda * expected share of the expert activations
 
-lambda is not given but found: a controller raises it while the share is above the target and lowers it below. The
-start is the ratio rule at the target share, so that training has to improve on that rule and not to find it again. At
-the end, and at times in between, the masks are made hard, the common `cost` is set so that the share is met, and the
-KL on windows that were held back is measured; the best state seen is the result, the start included.
+lambda is not given but found: a controller raises it while the share is above the target and lowers it below. At the
+start the error of a mask is taken to grow with the squared change of the weights. At the end, and at times in between,
+the masks are made hard, the common `cost` is set so that the share is met, and the KL on windows that were held back is
+measured; the best state seen is the result, the start included.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,17 +28,19 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from moesaic.errors import TrainingFailed
-from moesaic.fit.layerwise import METRICS, Price, train_layers
-from moesaic.fit.rules import calibrate, read
+from moesaic.fit.hard_masks import HeldBack, States, divergence, logits_of, meet_share, routed_by
+from moesaic.fit.layerwise import LOSSES, Price, train_layers
+from moesaic.fit.recording import METRICS, Recording, record_layers
+from moesaic.fit.rules import Recorded, check_target, record, thresholds
 from moesaic.fit.text import batches
 from moesaic.progress import SILENT, Progress
 from moesaic.prune import Pruning, Routed, Threshold
-from moesaic.prune.decide import THRESHOLD, decide
+from moesaic.prune.decide import THRESHOLD
 from moesaic.prune.otp import Otp
-from moesaic.runtime.skipping import Routing, Skipping
+from moesaic.runtime.skipping import expert_counts
 
-States = dict[str, dict[str, Tensor]]
 FIXED = ("cost", THRESHOLD)  # entries of a state that are not trained
+_RATIO_TOKENS = 16_384  # for the ratio of the start, where nothing is recorded
 ESTIMATORS = ("straight_through", "soft")
 
 
@@ -47,6 +52,8 @@ class Training:
         layer_steps: steps of `layerwise` training, which come first; 0 for none.
         metric: what those steps minimise: the change of a layer's output in its `"fisher"` form, which is a KL in
             nats, or its plain square, `"output"`.
+        loss: of those steps: `"regression"`, the estimate of every mask's error, or `"expected"`, the expected error at
+            the target share; see `layerwise`.
         steps: steps of distillation from the outputs of the whole model; 0 for none.
         batch_tokens: tokens of a step.
         rate: learning rate of AdamW at its highest; warmed up over a tenth of the steps, then a cosine to zero.
@@ -54,7 +61,8 @@ class Training:
         noise: scale of the Gumbel noise at the start; it falls to zero with the steps, so that what is trained in
             the end is what runs.
         estimator: `"straight_through"`: hard masks forward, the gradient of the soft ones; `"soft"`: soft masks.
-        warm_start: start from the ratio rule at the target share; else from the ratio 1/2.
+        warm_start: start from an error that grows with the squared change of the weights; else from one that is the
+            same for every token.
         held_back: share of the windows that are not trained on, for choosing the best state.
         checks: how often the state is measured on these, the end included.
         seed: of the initial weights, the noise and the order of the windows.
@@ -62,9 +70,10 @@ class Training:
 
     layer_steps: int = 300
     metric: str = "fisher"
+    loss: str = "regression"
     steps: int = 0
     batch_tokens: int = 2048
-    rate: float = 0.01
+    rate: float = 0.005
     hot: float = 2.0
     cold: float = 0.3
     noise: float = 1.0
@@ -79,6 +88,8 @@ class Training:
             raise ValueError(f"estimator is {self.estimator!r}; give one of {ESTIMATORS}")
         if self.metric not in METRICS:
             raise ValueError(f"metric is {self.metric!r}; give one of {METRICS}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; give one of {LOSSES}")
         if self.steps < 0 or self.layer_steps < 0 or self.checks < 1 or not 0 < self.held_back < 1:
             raise ValueError("steps have to be 0 or more, checks 1 or more, held_back between 0 and 1")
 
@@ -97,6 +108,7 @@ def train(
     target: float,
     training: Training,
     *,
+    recording: Recording | None = None,
     progress: Progress = SILENT,
 ) -> Pruning:
     """Train the mask routers of a model whose modules have gradients.
@@ -107,58 +119,103 @@ def train(
         policy: what to train.
         target: share of the expert activations that is to run.
         training: how.
+        recording: of `training_windows(windows, training)`, where there is one already; it spares a pass.
         progress: told of every step.
 
     Raises:
         TrainingFailed: NaN before the first state was good.
         UsageError: a target that cannot be.
     """
+    trained, kept_back = training_windows(windows, training)
+    with ExitStack() as stack:
+        if training.layer_steps and recording is None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="moesaic-")))
+            recording = record_layers(model, trained, folder, metric=training.metric, progress=progress)
+        if recording is not None:
+            routing = recording.routing()
+        else:
+            routing = record(model, trained[: max(1, _RATIO_TOKENS // windows.shape[1])])
+        run = _Run(HeldBack(model, kept_back), policy, target, training, _ratio_rule(routing, target))
+        run.check("start")
+        if training.layer_steps:
+            assert recording is not None
+            run.train_layers(recording, progress)
+        if training.steps and run.stopped is None:
+            run.train(trained, progress)
+        return run.result(windows)
+
+
+def retarget(model: PreTrainedModel, pruning: Pruning, windows: Tensor, target: float) -> Pruning:
+    """Trained mask routers at another share: what a mask costs stays, the price is set anew.
+
+    Right for states that were trained by regression alone, in which no share took part.
+
+    Args:
+        model: without a policy at work.
+        pruning: of this model, with the policy otp.
+        windows: to meet the share on.
+        target: the other share.
+
+    Raises:
+        UsageError: a target that cannot be.
+    """
+    check_target(target, pruning.top_k)
+    policy = pruning.policy
+    assert isinstance(policy, Otp)
+    states: States = {layer: dict(state) for layer, state in pruning.layers.items()}
+    states, reached = meet_share(model, policy, states, windows, target)
+    return replace(pruning, target=target, reached=reached, layers=states)
+
+
+def training_windows(windows: Tensor, training: Training) -> tuple[Tensor, Tensor]:
+    """The windows to train on, and those that are held back."""
     held = max(1, round(training.held_back * len(windows)))
-    trained, kept_back = windows[held:], windows[:held]
-    rule = calibrate(model, trained[: max(1, 16384 // windows.shape[1])], "threshold", Threshold(), target)
-    run = _Run(model, policy, target, training, rule)
-    run.check(kept_back, "start")
-    if training.layer_steps:
-        run.train_layers(trained, kept_back, progress)
-    if training.steps and run.stopped is None:
-        run.train(trained, kept_back, progress)
-    return run.result(windows)
+    return windows[held:], windows[:held]
+
+
+def _ratio_rule(routing: Recorded, target: float) -> Pruning:
+    """The ratio rule that runs that share of a recorded routing: where training starts."""
+    top_k = next(iter(routing.values()))[0].weights.shape[1]
+    check_target(target, top_k)
+    policy = Threshold()
+    return Pruning("threshold", policy, top_k, target, target, thresholds(policy, routing, target))
 
 
 class _Run:
     """The state of a training run."""
 
-    def __init__(self, model: PreTrainedModel, policy: Otp, target: float, training: Training, rule: Pruning) -> None:
-        self.model, self.policy, self.target, self.training = model, policy, target, training
+    def __init__(self, held: HeldBack, policy: Otp, target: float, training: Training, rule: Pruning) -> None:
+        self.held, self.model = held, held.model
+        self.policy, self.target, self.training = policy, target, training
         self.rule, self.top_k = rule, rule.top_k
         self.said: dict[str, Any] = {}
         self.generator = torch.Generator().manual_seed(training.seed)
-        self.states = _start(model, policy, rule, training, self.generator)
-        self.masks = policy.masks(rule.top_k).to(model.device)
+        self.states = _start(self.model, policy, rule, training, self.generator)
+        self.masks = policy.masks(rule.top_k).to(self.model.device)
         self.history: list[dict[str, Any]] = []
         self.best: tuple[float, States, float] | None = None  # KL on the windows held back, state, its share
         self.stopped: str | None = None
         self.price = Price.of(0.0, target)
 
-    def train_layers(self, windows: Tensor, held: Tensor, progress: Progress) -> None:
-        """Each layer against its own output; the state becomes the best one."""
+    def train_layers(self, recording: Recording, progress: Progress) -> None:
+        """Each layer on what was recorded of it; the state becomes the best one."""
         said = train_layers(
             self.model,
-            windows,
+            recording,
             self.policy,
             self.states,
             self.target,
             rule=self.rule,
+            loss=self.training.loss,
             steps=self.training.layer_steps,
             rate=self.training.rate,
-            metric=self.training.metric,
             progress=progress,
         )
         self.said["layers"] = said
         self.stopped = said["stopped"]
-        self.check(held, "layers")
+        self.check("layers")
 
-    def train(self, windows: Tensor, held: Tensor, progress: Progress) -> None:
+    def train(self, windows: Tensor, progress: Progress) -> None:
         """Steps through the whole model from the best state so far, and the checks between them."""
         steps = self.training.steps
         kl, states, _ = self._best()
@@ -173,7 +230,7 @@ class _Run:
                 return
             progress.advance(1)
             if (step + 1) % every == 0 or step + 1 == steps:
-                self.check(held, f"step {step + 1}")
+                self.check(f"step {step + 1}")
 
     def _best(self) -> tuple[float, States, float]:
         assert self.best is not None  # `check` has run
@@ -222,7 +279,7 @@ class _Run:
 
         with torch.no_grad():
             teacher = logits_of(self.model, batch)
-        with _routing(self.model, routing):
+        with routed_by(self.model, routing):
             kl = divergence(teacher, logits_of(self.model, batch))
         share = torch.stack(list(expected.values())).mean()
         loss = kl + self.price.now(share.item()) * share
@@ -244,15 +301,15 @@ class _Run:
         hard = functional.one_hot(soft.argmax(dim=-1), logits.shape[-1]).to(soft.dtype)
         return hard + soft - soft.detach()
 
-    def check(self, held: Tensor, when: str) -> None:
+    def check(self, when: str) -> None:
         """Harden the masks, meet the share, measure, and keep the state if it is the best.
 
         Raises:
             TrainingFailed: not a number, and nothing good to keep.
         """
         states = {layer: {key: t.detach().clone() for key, t in state.items()} for layer, state in self.states.items()}
-        states, share = meet_share(self.model, self.policy, states, held, self.target)
-        kl = hard_divergence(self.model, self.policy, states, held)
+        states, share = meet_share(self.model, self.policy, states, self.held.windows, self.target)
+        kl = self.held.divergence(self.policy, states)
         if not math.isfinite(kl):
             if self.best is None:
                 raise TrainingFailed(
@@ -269,12 +326,11 @@ def _start(
 ) -> States:
     """Every layer's first state."""
     states: States = {}
-    ratio = float(next(iter(rule.layers.values()))[THRESHOLD])
+    counts = expert_counts(model)
     for layer in rule.layers:
-        hidden = _hidden_of(model, layer)
-        state = policy.start(rule.top_k, hidden, generator)
-        if training.warm_start:
-            state["offset"] = torch.full((rule.top_k,), max(ratio, 1e-6)).log()
+        state = policy.start(rule.top_k, _hidden_of(model, layer), generator, experts=counts[layer])
+        if not training.warm_start:
+            state["slope"] = torch.zeros_like(state["slope"])
         state[THRESHOLD] = torch.tensor(0.5)
         states[layer] = {key: tensor.to(model.device) for key, tensor in state.items()}
     return states
@@ -285,110 +341,3 @@ def _hidden_of(model: PreTrainedModel, layer: str) -> int:
     if hasattr(module, "down"):
         return int(module.down.layout.rows)
     return int(module.down_proj.shape[2 if getattr(module, "is_transposed", False) else 1])
-
-
-class _routing:  # noqa: N801  (used as `with _routing(...)`)
-    """A routing at work for a while."""
-
-    def __init__(self, model: PreTrainedModel, routing: Any) -> None:
-        self._skipping = Skipping(model)
-        self._skipping.routing = routing
-
-    def __enter__(self) -> Skipping:
-        return self._skipping
-
-    def __exit__(self, *_: object) -> None:
-        self._skipping.remove()
-
-
-def logits_of(model: PreTrainedModel, batch: Tensor) -> Tensor:
-    """Logits of all tokens but the last. `[tokens, vocabulary]` float32"""
-    found = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1]
-    return found.reshape(-1, found.shape[-1]).float()
-
-
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean `KL(teacher || student)` in nats a token, from logits `[tokens, vocabulary]`."""
-    wanted, found = teacher.log_softmax(dim=-1), student.log_softmax(dim=-1)
-    return functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
-
-
-@torch.no_grad()
-def hard_divergence(
-    model: PreTrainedModel, policy: Otp, states: Mapping[str, Mapping[str, Tensor]], windows: Tensor
-) -> float:
-    """KL of the model with hard masks from the model without, in nats a token."""
-    total = 0.0
-    for batch in batches(windows, 2048):
-        teacher = logits_of(model, batch)
-        with _routing(model, lambda layer, routed: decide(policy, routed, states[layer])):
-            total += float(divergence(teacher, logits_of(model, batch))) * len(batch)
-    return total / len(windows)
-
-
-@torch.no_grad()
-def meet_share(
-    model: PreTrainedModel, policy: Otp, states: States, windows: Tensor, target: float, *, rounds: int = 3
-) -> tuple[States, float]:
-    """Set the common `cost` so that hard masks run the target share of these windows.
-
-    The cost is found on the logits of one pass; since other masks make other hidden states, the share is then
-    measured, and the aim moved by what it misses.
-
-    Returns:
-        The states with that cost, and the share reached.
-    """
-    best: tuple[float, States] | None = None
-    asked, moved = target, False
-    for _ in range(rounds):
-        logits: list[Tensor] = []
-
-        def routing(layer: str, routed: Routed, now: States = states, seen: list[Tensor] = logits) -> Tensor:
-            seen.append(policy.logits(routed, now[layer]))
-            return decide(policy, routed, now[layer])
-
-        share = _hard_share(model, windows, routing)
-        if best is None or abs(share - target) < abs(best[0] - target):
-            best = (share, states)
-        if abs(share - target) < 0.002:
-            break
-        asked += target - share if moved else 0.0
-        moved = True
-        cost = share_cost(torch.cat(logits), policy.masks(_places(states)).to(logits[0].device), asked)
-        states = _with_cost(states, cost)
-    share = _hard_share(model, windows, lambda layer, routed: decide(policy, routed, states[layer]))
-    if best is None or abs(share - target) < abs(best[0] - target):
-        best = (share, states)
-    return best[1], best[0]
-
-
-def share_cost(logits: Tensor, masks: Tensor, share: float) -> float:
-    """What to add to the cost of an expert so that the most likely masks run that share. By bisection.
-
-    Args:
-        logits: `[tokens, masks]`.
-        masks: `[masks, k]`.
-        share: of the places.
-    """
-    counts = masks.sum(dim=-1)
-    low, high = -50.0, 50.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        ran = counts[(logits - middle * counts).argmax(dim=-1)].mean() / masks.shape[1]
-        low, high = (middle, high) if float(ran) > share else (low, middle)
-    return (low + high) / 2
-
-
-def _places(states: States) -> int:
-    return len(next(iter(states.values()))["slope"])
-
-
-def _with_cost(states: States, cost: float) -> States:
-    return {layer: {**state, "cost": state["cost"] + cost} for layer, state in states.items()}
-
-
-def _hard_share(model: PreTrainedModel, windows: Tensor, routing: Routing) -> float:
-    with _routing(model, routing) as skipping:
-        skipping.count()
-        read(model, windows)
-        return skipping.share()

@@ -1,16 +1,21 @@
 """OTP: a small trained mask router decides for every token and layer which of the chosen experts run.
 
 Online top-any pruning of MC# (Huang et al. 2025, arXiv 2510.10962): a light network gives a distribution over
-candidate masks, trained with Gumbel-Softmax against the unpruned packed model (`fit.mask_routers`). At run time the
-most likely mask is taken: no sampling, no randomness. **Priority is 1 for the places of that mask, else 0.**
+candidate masks. At run time the most likely mask is taken: no sampling, no randomness. **Priority is 1 for the places
+of that mask, else 0.**
 
-The paper's network is not known; this one is ours. With `r_j = w_j / w_1`, x the input of the experts and C the masks:
+The paper's network is not known; this one is ours. It estimates what every candidate mask costs, as the logarithm of
+an error in nats, and takes the mask of least error and price. With x the input of the experts, e_j the expert at
+place j, w the weights, and c(m) the rescaled weights of the places that mask m runs:
 
-    a_j = slope_j (log r_j - log offset_j)                    one score a place: the ratio rule, made trainable
-    f = [P x / rms(x); w / sum w]                             what the token is
-    logits = C (a - cost) + V silu(U f + u) + v               cost: the same for every layer, sets the share
+    f   = [P x / rms(x); w / sum w]                                    what the token is
+    h   = silu(U f + sum_j table_j[e_j] + u)
+    L_m = slope_m log sum_j (c_j(m) - w_j)^2 + bias_m + sum_j prefer_j[e_j] + V_m h        log error of mask m
+    logit_m = -(exp(L_m - cost) + experts of m)                        the full mask has no error
 
-Cost: `width x hidden` products a token, some thousandths of an expert's.
+`cost` is the logarithm of the price of a run expert in the same unit; it is the same for every layer and sets the
+share. So one training serves every share. Cost at run time: `width x hidden` products a token, some thousandths of an
+expert's.
 """
 
 from __future__ import annotations
@@ -27,8 +32,9 @@ from torch.nn import functional
 from moesaic.prune._protocol import Routed, State
 
 CANDIDATES = ("prefixes", "subsets")
-FEATURES = ("both", "weights", "hidden")
+FEATURES = ("all", "both", "weights", "hidden")
 LARGEST_SUBSETS = 8  # experts a token; 255 masks
+_LARGEST = 15.0  # of a log error above the price: beyond, a mask is out of the question anyway
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,13 @@ class Otp:
     Attributes:
         candidates: `"prefixes"`: the first 1, 2, … k places; `"subsets"`: every set of places but the empty one.
         width: numbers that the hidden state is projected to.
-        features: what the correction to the ratio rule sees: `"both"`, the `"weights"` alone or `"hidden"` alone.
+        features: what the estimate sees beside the change of the weights: `"all"`: the hidden state, the weights, and
+            which experts were chosen; `"both"`: without the experts; the `"weights"` alone or `"hidden"` alone.
     """
 
     candidates: str = "prefixes"
     width: int = 16
-    features: str = "both"
+    features: str = "all"
     causal: ClassVar[bool] = True
     by_layer: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("training",)
@@ -69,27 +76,36 @@ class Otp:
         """
         return _masks(self.candidates, k)
 
-    def start(self, k: int, hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The state before training: the ratio rule at ratio 1/2, and a correction of zero."""
-        count = len(self.masks(k))
+    def start(self, k: int, hidden: int, generator: torch.Generator, *, experts: int) -> dict[str, Tensor]:
+        """The state before training: the error is the squared change of the weights, whatever the token is."""
+        count = len(self.masks(k)) - 1
+        seen = {"prefer": torch.zeros(k, experts), "table": torch.zeros(k, experts, 2 * self.width)}
         return {
-            "slope": torch.full((k,), 2.0),
-            "offset": torch.full((k,), 0.5).log(),
+            **(seen if self.features == "all" else {}),
+            "slope": torch.ones(count),
+            "bias": torch.zeros(count),
             "project": torch.randn(self.width, hidden, generator=generator) / hidden**0.5,
             "inner": torch.randn(2 * self.width, self.width + k, generator=generator) / (self.width + k) ** 0.5,
             "inner_bias": torch.zeros(2 * self.width),
             "outer": torch.zeros(count, 2 * self.width),
-            "outer_bias": torch.zeros(count),
             "cost": torch.zeros(()),
         }
 
     def logits(self, routed: Routed, state: State) -> Tensor:
         """Unnormalised log probabilities of the candidates. `[tokens, masks]` float32"""
         masks = self.masks(routed.weights.shape[1]).to(routed.hidden.device)
-        place = state["slope"] * (routed.ratio.clamp(min=1e-6).log() - state["offset"])  # (T, k)
-        inner = functional.silu(functional.linear(self._features(routed, state), state["inner"], state["inner_bias"]))
-        correction = functional.linear(inner, state["outer"], state["outer_bias"])
-        return correction + functional.linear(place - state["cost"], masks)
+        return priced(self.log_errors(routed, state), state["cost"], masks)
+
+    def log_errors(self, routed: Routed, state: State) -> Tensor:
+        """Logarithm of what each candidate but the last, which runs everything, costs. `[tokens, masks - 1]`"""
+        masks = self.masks(routed.weights.shape[1]).to(routed.hidden.device)[:-1]
+        inner = functional.linear(self._features(routed, state), state["inner"], state["inner_bias"])
+        found = state["bias"] + state["slope"] * log_change(routed.weights, masks)
+        if self.features == "all":
+            for place, (table, prefer) in enumerate(zip(state["table"], state["prefer"], strict=True)):
+                inner = inner + functional.embedding(routed.experts[:, place], table)
+                found = found + prefer[routed.experts[:, place], None]
+        return found + functional.linear(functional.silu(inner), state["outer"])
 
     def _features(self, routed: Routed, state: State) -> Tensor:
         """`[tokens, width + k]`; what is not to be seen is zero."""
@@ -102,6 +118,21 @@ class Otp:
         if self.features == "hidden":
             weights = torch.zeros_like(weights)
         return torch.cat([projected, weights], dim=-1)
+
+
+def priced(log_errors: Tensor, cost: Tensor | float, masks: Tensor) -> Tensor:
+    """Logits of the masks: minus error and experts, both in units of the price `exp(cost)`. `[tokens, masks]`"""
+    error = functional.pad((log_errors - cost).clamp(max=_LARGEST).exp(), (0, 1))
+    return -(error + masks.sum(dim=-1))
+
+
+def log_change(weights: Tensor, masks: Tensor) -> Tensor:
+    """Logarithm of the squared change of the weights under each mask. `[tokens, masks]` float32"""
+    wide = weights.float()[:, None]  # (T, 1, k)
+    kept = wide * masks
+    whole, left = wide.sum(dim=-1, keepdim=True), kept.sum(dim=-1, keepdim=True)
+    change = kept * (whole / left.clamp(min=1e-30)) - wide
+    return change.square().sum(dim=-1).clamp(min=1e-20).log()
 
 
 @lru_cache

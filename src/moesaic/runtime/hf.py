@@ -2,6 +2,8 @@
 
 Importing this file registers the quantization method `moesaic`, after which `AutoModel….from_pretrained` opens packed
 folders. Modules are replaced before the weights are loaded; the weights stay the memory-mapped bytes of the files.
+The skipping policy of the folder, if it has one, is put to work at the end, unless the configuration says
+`"pruning": false`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from moesaic.packing.job import MANIFEST
 from moesaic.packing.layout import FORMAT_VERSION, MatrixLayout
 from moesaic.packing.manifest import read_manifest
 from moesaic.packing.names import entry_layouts, linear_marker, marker_tensor
-from moesaic.packing.pruning import read_pruning
+from moesaic.packing.pruning import PRUNING, read_pruning
+from moesaic.prune import Pruning
 from moesaic.records import ENTRIES, WIDTHS, LayerBits
 from moesaic.runtime.experts import PackedExperts
 from moesaic.runtime.linear import PackedLinear
@@ -48,6 +51,7 @@ class MoesaicConfig(QuantizationConfigMixin):  # type: ignore[misc]
         experts: Mapping[str, Mapping[str, str]] | None = None,
         linears: Mapping[str, Any] | None = None,
         modules_to_not_convert: list[str] | None = None,
+        pruning: bool = True,
         quant_method: str = METHOD,
         **unknown: Any,
     ) -> None:
@@ -64,6 +68,7 @@ class MoesaicConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.experts = {name: dict(widths) for name, widths in (experts or {}).items()}
         self.linears = dict(linears or {"bits": 16, "modules": []})
         self.modules_to_not_convert = list(modules_to_not_convert or [])
+        self.pruning = pruning
 
     def layer_bits(self, name: str, experts: int) -> LayerBits:
         """The widths of one expert layer.
@@ -90,9 +95,14 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
     quantization_config: MoesaicConfig
 
+    _policy: Pruning | None = None
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         dtype = kwargs.get("dtype") or model.dtype
         config = self.quantization_config
+        files = kwargs.get("checkpoint_files") or []
+        if config.pruning and files:  # read before the weights, so that a wrong policy is said at once
+            self._policy = _policy_of(Path(files[0]).parent)
         if config.experts:
             layers = {layer.name: layer for layer in find_moe_layers(model, model.config.model_type)}
             for name in config.experts:
@@ -105,11 +115,16 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
                 _expect_marker(model, linear_marker(name))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        """Copy numbers that lie askew in their file, as other programs may write them: kernels want them aligned."""
+        """Copy numbers that lie askew in their file, and let the folder's policy decide from now on.
+
+        Kernels want numbers aligned; other programs may write them otherwise.
+        """
         for module in model.modules():
             for name, tensor in module._buffers.items():
                 if tensor is not None and not tensor.is_meta and tensor.data_ptr() % tensor.element_size():
                     module._buffers[name] = tensor.clone()
+        if self._policy is not None:
+            attach(model, self._policy)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         """Packed models use the names of the modules, so that nothing is left to convert."""
@@ -152,12 +167,8 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise NotACheckpoint(f"{folder}: no such folder")
-    manifest = read_manifest(folder)
-    policy = read_pruning(folder, manifest) if pruning else None
-    model = open_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    if policy is not None:
-        attach(model, policy)
-    return model
+    read_manifest(folder)
+    return open_model(folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code, pruning=pruning)
 
 
 def open_any(folder: Path, *, trust_remote_code: bool = False, pruning: bool = True) -> PreTrainedModel:
@@ -190,20 +201,31 @@ def open_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def open_model(
-    folder: Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    pruning: bool = True,
 ) -> PreTrainedModel:
     """Open a folder with transformers, packed or not, quietly, and fail where it would fill in random weights.
 
     Raises:
         CorruptFile: tensors are missing or have the wrong shape.
+        InvalidPolicy: a packed folder's skipping policy was made for another model or plan.
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
+    packed = getattr(config, "quantization_config", None)
+    if isinstance(packed, dict) and packed.get("quant_method") == METHOD:
+        packed["pruning"] = pruning
     names = getattr(config, "architectures", None) or []
     found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     remote = {"trust_remote_code": True} if trust_remote_code and found is None else {}
     try:
-        model, info = (found or auto).from_pretrained(folder, dtype=dtype, output_loading_info=True, **remote)
+        model, info = (found or auto).from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, **remote
+        )
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:400]
         raise CorruptFile(f"{folder}: transformers cannot load it: {reason}") from error
@@ -211,6 +233,11 @@ def open_model(
     if missing:
         raise CorruptFile(f"{folder}: no tensor for {missing[0]} (and {len(missing) - 1} more); copy the folder again")
     return model.to(device).eval()
+
+
+def _policy_of(folder: Path) -> Pruning | None:
+    """The skipping policy of a packed folder."""
+    return read_pruning(folder, read_manifest(folder)) if (folder / PRUNING).is_file() else None
 
 
 def _replace_experts(model: PreTrainedModel, layer: MoeLayer, config: MoesaicConfig, dtype: torch.dtype) -> None:

@@ -8,8 +8,8 @@ without a policy there is none at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,35 @@ class Sequences:
         self.received[name] = share.sum(dim=1) / seen
 
 
+@dataclass(frozen=True)
+class Counted:
+    """How many of the router's choices ran; counts of several texts can be put together with `+`.
+
+    Attributes:
+        kept: layer name -> how often each place ran, `[k]`.
+        tokens: layer name -> tokens that it saw, padding apart.
+    """
+
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Counted) -> Counted:
+        layers = dict.fromkeys([*self.kept, *other.kept])
+        return Counted(
+            {name: sum(each.kept[name] for each in (self, other) if name in each.kept) for name in layers},  # type: ignore[misc]
+            {name: self.tokens.get(name, 0) + other.tokens.get(name, 0) for name in layers},
+        )
+
+    def shares(self) -> dict[str, float]:
+        """Layer name -> share of its expert activations that ran."""
+        return {name: float(kept.mean()) / max(1, self.tokens[name]) for name, kept in self.kept.items()}
+
+    def share(self) -> float:
+        """The share of all layers together; 1 when nothing was counted."""
+        total = sum(self.tokens[name] * len(kept) for name, kept in self.kept.items())
+        return float(sum(kept.sum() for kept in self.kept.values())) / total if total else 1.0
+
+
 class Skipping:
     """The hooks in a model, and the count of what ran.
 
@@ -139,14 +168,17 @@ class Skipping:
         self._counting = True
         self.kept, self._tokens = {}, {}
 
+    def counted(self) -> Counted:
+        """What ran since `count`."""
+        return Counted(dict(self.kept), dict(self._tokens))
+
     def shares(self) -> dict[str, float]:
         """Layer name -> share of its expert activations that ran since `count`."""
-        return {name: float(kept.mean()) / max(1, self._tokens[name]) for name, kept in self.kept.items()}
+        return self.counted().shares()
 
     def share(self) -> float:
         """The share of all layers together; 1 when nothing was counted."""
-        total = sum(self._tokens[name] * len(kept) for name, kept in self.kept.items())
-        return float(sum(kept.sum() for kept in self.kept.values())) / total if total else 1.0
+        return self.counted().share()
 
     def _before(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -244,6 +276,11 @@ def expert_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
         raise UnsupportedModel(f"model type {kind!r} runs one expert for each token: there is nothing to skip")
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
+
+
+def expert_counts(model: PreTrainedModel) -> dict[str, int]:
+    """Layer name -> how many experts it has; see `expert_modules`."""
+    return {name: _count(module) for name, module in expert_modules(model).items()}
 
 
 def _count(module: Any) -> int:
