@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,11 @@ class Journal:
         if sound and sound[0] != head:
             raise ValueError(f"{path} was made with other settings ({sound[0]}); choose another work folder")
         self.found = {entry["key"]: entry["value"] for entry in sound[1:]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in [head, *sound[1:]]), encoding="utf-8")
+        if not sound or len(sound) < len(lines):
+            unfinished = path.with_name(path.name + ".unfinished")
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in [head, *sound[1:]]), encoding="utf-8")
+            os.replace(unfinished, path)
 
     def add(self, key: str, value: Any) -> None:
         """Keep a finished piece."""

@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 from experiments.held_out import Blocks, read_blocks
+from experiments.journal import Journal
 from experiments.texts import texts_of
 
 from moesaic import CompressOptions
@@ -36,48 +38,23 @@ LENGTH = 256
 QUICK_TOKENS = 8_192
 
 
-def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """The finished measurements by key; a line that a kill tore is left out, and cut off the file."""
-    found: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            found[record["key"]] = record
-        path.write_text("".join(json.dumps(record) + "\n" for record in found.values()), encoding="utf-8")
-    return found
-
-
-def measure_all(yardstick: Yardstick, planned: list[Planned], quantizers: list[str], path: Path) -> dict[str, Any]:
+def measure_all(yardstick: Yardstick, planned: list[Planned], quantizers: list[str], journal: Journal) -> None:
     """Every plan once with every quantizer; goes on where an earlier run stopped."""
-    done = read_lines(path)
     unique = list({each.key: each for each in reversed(planned)}.values())[::-1]  # named for the first rule
     wanted = [(quantizer, each) for quantizer in quantizers for each in unique]
     for number, (quantizer, each) in enumerate(wanted, 1):
         key = f"{quantizer}|{each.key}"
-        if key in done:
+        if key in journal.found:
             continue
         start = time.monotonic()
         found = yardstick.measure(quantizer, each.plan)
-        record = {
-            "key": key,
-            "kl": [round(value, 6) for value in found.kl.tolist()],
-            "loss": [round(value, 6) for value in found.loss.tolist()],
-        }
-        done[key] = record
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        took = time.monotonic() - start
-        print(
-            f"{number}/{len(wanted)} {key} {each.bits:g} {each.rule}: KL {found.kl.mean():.4f}, {took:.1f} s",
-            flush=True,
-        )
-    return done
+        values = {"kl": found.kl.tolist(), "loss": found.loss.tolist()}
+        journal.add(key, {name: [round(value, 6) for value in blocks] for name, blocks in values.items()})
+        about = f"{key} {each.bits:g} {each.rule}: KL {found.kl.mean():.4f}"
+        print(f"{number}/{len(wanted)} {about}, {time.monotonic() - start:.1f} s", flush=True)
 
 
-def table_rows(planner: Planner, planned: list[Planned], quantizers: list[str], done: dict[str, Any]) -> list[Row]:
+def table_rows(planner: Planner, planned: list[Planned], quantizers: list[str], done: Mapping[str, Any]) -> list[Row]:
     """A row for every rule, budget and quantizer; rules that came to one plan share its measurement."""
     rows = []
     for quantizer in quantizers:
@@ -148,8 +125,10 @@ def main() -> None:
     planned = list(planner.plans(chosen, tuple(a.bits)))
     blocks = held_out(a, [a.model / "heldout.txt"] if texts is None else texts.held_out)
     yardstick = Yardstick(a.model, blocks.ids, text, a.work)
-    done = measure_all(yardstick, planned, a.quantizers, a.work / "plans.jsonl")
-    rows = table_rows(planner, planned, a.quantizers, done)
+    settings = {"model": a.model.name, "blocks": list(blocks.ids.shape), "sequences": a.sequences}
+    journal = Journal(a.work / "plans.jsonl", settings)
+    measure_all(yardstick, planned, a.quantizers, journal)
+    rows = table_rows(planner, planned, a.quantizers, journal.found)
     ranks = correlations(importance(planner, [rule for rule in chosen if "+" not in rule.name]))
     (a.work / "table.md").write_text(markdown(rows), encoding="utf-8")
     (a.work / "correlations.md").write_text(correlations_markdown(ranks), encoding="utf-8")

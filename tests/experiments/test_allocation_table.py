@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.allocation_table.__main__ import measure_all, read_lines, table_rows
+from experiments.allocation_table.__main__ import measure_all, table_rows
 from experiments.allocation_table.cases import LEVELS, Rule, rules
 from experiments.allocation_table.measure import Yardstick, stored_bits
 from experiments.allocation_table.plans import Planner, plan_key
 from experiments.allocation_table.table import Row, correlations, markdown
+from experiments.journal import Journal
 from tests.talking import talking_copy
 
 from moesaic import CompressOptions
@@ -80,18 +81,17 @@ def test_measuring_goes_on_where_it_stopped(
 ) -> None:
     """A torn last line costs one measurement; what was measured before is not measured again, and rows come from it."""
     planned = list(planner.plans(RULES, (2.0,)))
-    yardstick = Yardstick(source, blocks, TEXT, tmp_path)
-    first = measure_all(yardstick, planned, ["rtn"], tmp_path / "plans.jsonl")
-    whole = (tmp_path / "plans.jsonl").read_text()
-    (tmp_path / "plans.jsonl").write_text(whole[:-20])
-    marked = json.loads(whole.splitlines()[0]) | {"kl": [7.0] * 4}
-    lines = (tmp_path / "plans.jsonl").read_text().splitlines()
-    (tmp_path / "plans.jsonl").write_text("\n".join([json.dumps(marked), *lines[1:]]))
-    again = measure_all(yardstick, planned, ["rtn"], tmp_path / "plans.jsonl")
-    assert again.pop(marked["key"])["kl"] == [7.0] * 4
-    assert {key: again[key] for key in again} == {key: first[key] for key in again}
-    assert len(read_lines(tmp_path / "plans.jsonl")) == len({each.key for each in planned})
-    assert len(table_rows(planner, planned, ["rtn"], first)) == len(planned)
+    yardstick, path = Yardstick(source, blocks, TEXT, tmp_path), tmp_path / "plans.jsonl"
+    first = Journal(path, {"a": 1})
+    measure_all(yardstick, planned, ["rtn"], first)
+    head, one, *_, last = path.read_text().splitlines()
+    marked = json.loads(one) | {"value": {"kl": [7.0] * 4, "loss": [1.0] * 4}}
+    path.write_text("\n".join([head, json.dumps(marked), last[:-20]]))
+    again = Journal(path, {"a": 1})
+    measure_all(yardstick, planned, ["rtn"], again)
+    assert again.found.pop(marked["key"])["kl"] == [7.0] * 4
+    assert again.found == {key: first.found[key] for key in again.found}
+    assert len(table_rows(planner, planned, ["rtn"], first.found)) == len(planned)
 
 
 def test_the_packed_road_agrees_with_rounding_in_memory(
