@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--save", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--sequences", type=int, default=128, help=f"of {LENGTH} calibration tokens")
+    parser.add_argument("--moment-sequences", type=int, default=32, help="of them, for gptq's second moments")
     parser.add_argument("--tokens", type=int, default=16_384, help="of the held-out text")
     parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
     parser.add_argument("--bits", nargs="+", type=float, default=list(BITS))
@@ -124,8 +125,10 @@ def main() -> None:
     planner = Planner(a.model, stats, text)
     planned = list(planner.plans(chosen, tuple(a.bits)))
     blocks = held_out(a, [a.model / "heldout.txt"] if texts is None else texts.held_out)
-    yardstick = Yardstick(a.model, blocks.ids, text, a.work)
-    settings = {"model": a.model.name, "blocks": list(blocks.ids.shape), "sequences": a.sequences}
+    moments = {**text, "sequences": a.moment_sequences}
+    yardstick = Yardstick(a.model, blocks.ids, moments, a.work)
+    settings = {"model": str(a.model), "blocks": list(blocks.ids.shape), "sequences": a.sequences}
+    settings["moment_sequences"] = a.moment_sequences
     journal = Journal(a.work / "plans.jsonl", settings)
     measure_all(yardstick, planned, a.quantizers, journal)
     rows = table_rows(planner, planned, a.quantizers, journal.found)
@@ -134,7 +137,8 @@ def main() -> None:
     (a.work / "correlations.md").write_text(correlations_markdown(ranks), encoding="utf-8")
     print(markdown(rows))
     if a.save:
-        how = conditions(model=a.model.name, sequences=a.sequences, tokens=blocks.tokens, window=LENGTH)
+        how = conditions(model=str(a.model), tokens=blocks.tokens, window=LENGTH, sequences=a.sequences)
+        how["moment_sequences"] = a.moment_sequences
         full = yardstick.full_precision_loss().tolist()
         a.save.write_text(json.dumps(record(rows, ranks, how, full)) + "\n", encoding="utf-8")
 
