@@ -13,14 +13,17 @@ from typing import Any
 from experiments.intervals import Interval, over_runs
 
 from .measure import TOLERATED
-from .plans import PAIRS, RANDOM_PLANS, ZETA
+from .plans import RANDOM_PLANS, ZETA
 from .roles import GROUPS, RATIO
 from .run import LEARNT
 
 PerSeed = Sequence[float | None]
 Row = list[float]
-NOISE_LIMIT = 0.1  # noise over mean margin at which bits need not be whole numbers
-KEPT = ("experts", "router_change", "router_norm", "router_distance", "activation", "max_var")
+NOISE_LIMIT = 1 / 32  # noise over mean margin for bits that need not be whole; one bit is no grid, so well above it
+RATIO_WIDTH = 4  # where the noise of two groups is compared
+KEPT = ("experts", "router_change", "router_norm", "activation")
+KEPT_PAIRS = ("3/1 at 2", "3/2 at 2.5", "4/2 at 3", "5/3 at 4")
+WIDTHS_ALONE = ("1", "2")
 DIFFERENCES = ("small change", "large change", "frequently used", "small change, idle experts last")
 ALONE = ("rank correlation with small change", "the same, experts that learned a feature", *GROUPS)
 
@@ -31,7 +34,7 @@ def interval(values: PerSeed) -> Row | None:
     if not known:
         return None
     found = over_runs(known)
-    return [*(float(f"{found[key]:.5g}") for key in ("mean", "low", "high")), found["n"]]
+    return [*(float(f"{found[key]:.4g}") for key in ("mean", "low", "high")), found["n"]]
 
 
 def as_interval(row: Row | None) -> Interval:
@@ -43,6 +46,10 @@ def as_interval(row: Row | None) -> Interval:
 def paired(left: PerSeed, right: PerSeed) -> list[float | None]:
     """Differences by seed; None where one of the two is missing."""
     return [None if x is None or y is None else x - y for x, y in zip(left, right, strict=True)]
+
+
+def _log2_ratio(upper: PerSeed, lower: PerSeed) -> list[float | None]:
+    return [math.log2(x / y) if x and y else None for x, y in zip(upper, lower, strict=True)]
 
 
 def crossings(noise: Sequence[PerSeed]) -> list[float | None]:
@@ -79,7 +86,6 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "noise_limit": NOISE_LIMIT,
             "role_ratio": RATIO,
             "zeta": ZETA,
-            "pairs": [list(pair) for pair in PAIRS],
         },
         "cases": [_case(record) for record in records],
     }
@@ -92,7 +98,10 @@ def _case(record: Mapping[str, Any]) -> dict[str, Any]:
     a = record["setting"]["a"]
     found["log2_ratio"] = round(math.log2((1 - a) / a), 4)
     found["steps"] = {step: _state(state) for step, state in record["steps"].items()}
-    found["at"] = {name: _depth(record["depth"][str(step)]) for name, step in moments.items()}
+    found["at"] = {
+        name: _depth(record["depth"][str(step)], curves=not record["change"] and name == "learnt")
+        for name, step in moments.items()
+    }
     plans = record["depth"][str(moments["learnt"])]["plans"]
     found["plans_against_random"] = _against_random(plans)
     if not record["change"]:
@@ -106,7 +115,9 @@ def _state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "errors": _errors(state["errors"]),
         "groups": {name: {key: interval(state["groups"][name][key]) for key in KEPT} for name in GROUPS},
-        "order": {name: interval(values) for name, values in state["order"].items()},
+        "order": {
+            name: interval(values) for name, values in state["order"].items() if not name.startswith("activation")
+        },
         "seeds_in_order": {
             name: share_above(values, 0.5)
             for name, values in state["order"].items()
@@ -121,7 +132,7 @@ def _errors(errors: Mapping[str, PerSeed]) -> dict[str, Row | None]:
     return {name: interval(values) for name, values in errors.items()}
 
 
-def _depth(depth: Mapping[str, Any]) -> dict[str, Any]:
+def _depth(depth: Mapping[str, Any], *, curves: bool) -> dict[str, Any]:
     bits = depth["bits"]
     found: dict[str, Any] = {"bits": {}, "gap": {}, "noise": {}, "rise": {}, "alone": {}}
     needed = {
@@ -132,11 +143,16 @@ def _depth(depth: Mapping[str, Any]) -> dict[str, Any]:
         found["bits"][key] = {name: interval(values) for name, values in columns.items()}
         for other in ("prevalent", "none"):
             found["gap"][f"{key}: rarer - {other}"] = interval(paired(columns["rarer"], columns[other]))
-    for name in ("prevalent", "rarer", "none"):
-        found["noise"][name] = [interval(values) for values in bits[name]["noise"]]
-        found["rise"][name] = [interval(values) for values in bits[name]["rise"]]
-    for width, columns in depth["alone"].items():
-        found["alone"][width] = {name: interval(columns[name]) for name in ALONE}
+    at = RATIO_WIDTH - 1
+    found["gap"]["log2 of the noises' ratio"] = interval(
+        _log2_ratio(bits["rarer"]["noise"][at], bits["prevalent"]["noise"][at])
+    )
+    if curves:
+        for name in ("prevalent", "rarer", "none"):
+            found["noise"][name] = [interval(values) for values in bits[name]["noise"]]
+            found["rise"][name] = [interval(values) for values in bits[name]["rise"]]
+    for width in WIDTHS_ALONE:
+        found["alone"][width] = {name: interval(depth["alone"][width][name]) for name in ALONE}
     return found
 
 
@@ -145,12 +161,11 @@ def _plans(plans: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for key, errors in plans.items():
         name = key.rsplit(": ", 1)[-1]
-        if name.startswith("random"):
+        if name.startswith("random") or not key.startswith((*KEPT_PAIRS, "uniform", "full")):
             continue
         found[key] = {kind: interval(errors[kind]) for kind in ("error", "balanced")}
-    for high, low, average in PAIRS:
-        prefix = f"{high}/{low} at {average:g}: "
-        found[f"{prefix}random"] = {kind: interval(_random(plans, prefix, kind)) for kind in ("error", "balanced")}
+    for pair in KEPT_PAIRS:
+        found[f"{pair}: random"] = {kind: interval(_random(plans, f"{pair}: ", kind)) for kind in ("error", "balanced")}
     return found
 
 
@@ -162,8 +177,8 @@ def _random(plans: Mapping[str, Any], prefix: str, kind: str) -> list[float | No
 def _against_random(plans: Mapping[str, Any]) -> dict[str, Any]:
     """Balanced error of rules minus that of the random plans of the same seeds."""
     found = {}
-    for high, low, average in PAIRS:
-        prefix = f"{high}/{low} at {average:g}: "
+    for pair in KEPT_PAIRS:
+        prefix = f"{pair}: "
         random = _random(plans, prefix, "balanced")
         for name in DIFFERENCES:
             found[prefix + name] = interval(paired(plans[prefix + name]["balanced"], random))

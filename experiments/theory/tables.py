@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .plans import PAIRS
+from .summary import KEPT_PAIRS
 
 Case = Mapping[str, Any]
 MOMENTS = ("learnt", "end")
@@ -48,6 +48,7 @@ NEEDED = (
     "bits p, by noise",
     "bits r, by noise",
     "gap r - p",
+    "log2 of noises' ratio, 4 bits",
     "log2((1-a)/a)",
     "2 bits alone: rank correlation with small Λ",
     "the same, learned experts",
@@ -126,6 +127,7 @@ def _needed_row(at: tuple[Case, str]) -> list[str]:
         number(depth["gap"]["by_error: rarer - prevalent"]),
         *(number(noise[group]) for group in ("prevalent", "rarer")),
         number(depth["gap"]["by_noise: rarer - prevalent"]),
+        number(depth["gap"]["log2 of the noises' ratio"]),
         f"{case['log2_ratio']:.2f}",
         number(alone["rank correlation with small change"]),
         number(alone["the same, experts that learned a feature"]),
@@ -153,16 +155,15 @@ def _survival_row(at: tuple[Case, str]) -> list[str]:
 
 
 def _plans(case: Case) -> str:
-    prefixes = [f"{high}/{low} at {average:g}" for high, low, average in PAIRS]
-    rules = [key.split(": ", 1)[1] for key in case["plans"] if key.startswith(prefixes[0])]
+    rules = [key.split(": ", 1)[1] for key in case["plans"] if key.startswith(KEPT_PAIRS[0])]
     rows = [
-        [rule, *(number(case["plans"][f"{prefix}: {rule}"]["balanced"], digits=3) for prefix in prefixes)]
+        [rule, *(number(case["plans"][f"{prefix}: {rule}"]["balanced"], digits=3) for prefix in KEPT_PAIRS)]
         for rule in rules
     ]
     uniform = [
         f"{key}: {number(value['balanced'], digits=3)}" for key, value in case["plans"].items() if ": " not in key
     ]
-    return _table(("rule", *prefixes), rows) + "\nThe same bits for all: " + "; ".join(uniform) + "\n"
+    return _table(("rule", *KEPT_PAIRS), rows) + "\nThe same bits for all: " + "; ".join(uniform) + "\n"
 
 
 def _variance(case: Case) -> str:

@@ -189,7 +189,7 @@ def test_bits_needed_by_hand() -> None:
     """The smallest width from which on all is fine, and where a noise that halves with every bit crosses the limit."""
     fine = torch.tensor([[True, False, True, True], [True, True, True, True], [False, False, False, False]])
     assert _first_from_which(fine).tolist() == [3, 1, 5]
-    falls, small, none = [0.4, 0.2, 0.1 / 2**0.5, 0.05], [0.09, 0.05, 0.02, 0.01], [None] * 4
+    falls, small, none = [0.125, 0.0625, 2**-5.5, 0.01], [0.03, 0.02, 0.01, 0.005], [None] * 4
     found = crossings(list(zip(falls, small, none, strict=True)))
     assert found == [pytest.approx(2 + 1 / 1.5), None, None]
 
