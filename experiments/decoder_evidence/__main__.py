@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="folder of DOMAIN.train.txt, DOMAIN.valid.txt, DOMAIN.test.txt")
     parser.add_argument("--domains", default="", help="of the corpus, separated by commas; all when it is left out")
     parser.add_argument("--text", type=Path, help="held-out text; MODEL/heldout.txt or the corpus' test files without")
+    parser.add_argument("--truth-tokens", type=int, help=f"held-out tokens for the truth ({Sizes.truth_tokens})")
+    parser.add_argument("--plan-tokens", type=int, help=f"held-out tokens for the plans ({Sizes.plan_tokens})")
+    parser.add_argument("--random-plans", type=int, help=f"plans by lot ({Sizes.random_plans})")
     parser.add_argument("--save", type=Path, help="record to write")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--figures", action="store_true", help="draw docs/figures/evidence_*.svg from the records")
@@ -47,7 +51,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     domains = tuple(name for name in a.domains.split(",") if name)
-    sizes = QUICK if a.quick else Sizes()
+    given = {name: getattr(a, name) for name in ("truth_tokens", "plan_tokens", "random_plans")}
+    sizes = replace(QUICK if a.quick else Sizes(), **{name: value for name, value in given.items() if value})
     setting = Setting.find(a.model, a.work, corpus=a.corpus, domains=domains, text=a.text, sizes=sizes)
     record: dict[str, Any] = {}
     for record in make_record(setting):  # the last one is printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from experiments.decoder_evidence.ablation import compare
 from experiments.decoder_evidence.correlate import Correlations
 from experiments.decoder_evidence.figures import draw
 from experiments.decoder_evidence.plans import BUDGETS, one_budget, orders, plan_key, plans
+from experiments.decoder_evidence.record import make_record, write_record
 from experiments.decoder_evidence.served import observe, unigram_of
 from experiments.decoder_evidence.setting import Setting, Sizes
 from experiments.decoder_evidence.table import summary
@@ -22,7 +24,9 @@ from experiments.decoder_evidence.training import early_order, stand_in
 from experiments.held_out import Blocks
 from experiments.journal import Journal
 from experiments.mixture import Mixture, log_probabilities, token_kl
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
+from tests.talking import talking_copy, write_text
 
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.checkpoint.weights import CheckpointWeights
@@ -221,6 +225,36 @@ def test_what_belongs_to_a_model_is_found(tmp_path: Path) -> None:
     assert [path.name for path in other.held_out] == ["a.test.txt", "b.test.txt"]
     with pytest.raises(ValueError, match="--corpus"):
         Setting.find(tmp_path / "model", tmp_path, sizes=Sizes())
+
+
+def test_a_run_from_model_to_figures(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """All parts on a tiny model laid out as a training run leaves it; the second time nothing is measured."""
+    model = talking_copy(tiny_checkpoint("qwen2_moe"), tmp_path / "fine_grained_20m" / "export")
+    final = {layer.router: Checkpoint.open(model).router(layer) for layer in Checkpoint.open(model).layers}
+    for step, share in ((0, 0.0), (4, 0.9), (8, 1.0)):
+        noise = torch.Generator().manual_seed(0)
+        routers = {name: (0.5 + share) * w + 0.01 * torch.randn(w.shape, generator=noise) for name, w in final.items()}
+        path = model.parent / "routers" / f"step_{step:06d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file(routers, path)
+    shutil.copy(model.parent / "routers" / "step_000000.safetensors", model / "initial_routers.safetensors")
+    for domain in ("one", "two"):
+        for part in ("train", "valid", "test"):
+            write_text(tmp_path / f"{domain}.{part}.txt", 2000)
+    sizes = Sizes(32, truth_tokens=256, plan_tokens=256, calibration_tokens=512, random_plans=2, draws=20)
+    setting = Setting.find(model, tmp_path / "work", corpus=tmp_path, sizes=sizes)
+    records = tmp_path / "records"
+    for record in make_record(setting):
+        write_record(record, records / "evidence_fine_grained_20m.json")
+    record = json.loads((records / "evidence_fine_grained_20m.json").read_text(encoding="utf-8"))
+    assert list(record["ablations"]) == [budget.name for budget in BUDGETS]
+    assert [row["step"] for row in record["early"]] == [4, 8]
+    assert "largest domain share" in record["correlations"]["names"]
+    assert "| step |" in summary(record)
+    assert len(draw(records, tmp_path / "figures")) == 5
+    before = {path: path.stat().st_size for path in setting.work.glob("*.jsonl")}
+    assert json.loads(json.dumps(list(make_record(setting))[-1])) == record
+    assert {path: path.stat().st_size for path in setting.work.glob("*.jsonl")} == before
 
 
 def test_figures_and_tables_come_from_the_records(tmp_path: Path) -> None:
