@@ -48,7 +48,9 @@ def label(folder: Path) -> str:
 def open_at(folder: Path, bits: str, a: argparse.Namespace) -> PreTrainedModel:
     """The model at a number of bits, in float32; packed once."""
     if bits == "full":
-        return open_model(folder, dtype=torch.float32).requires_grad_(False)
+        model = open_model(folder, dtype=torch.float32).requires_grad_(False)
+        model.set_experts_implementation("eager")  # the fastest on a few cores
+        return model
     packed = a.work / f"{label(folder)}-{bits}"
     if not (packed / MANIFEST).is_file():
         plan: dict[str, Any] = {"levels": (1, 2, 3), "allocator": "global"} if a.rule == "fisher_error" else {}
