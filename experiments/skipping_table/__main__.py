@@ -16,7 +16,6 @@ serves all shares and designs. Finished rows lie in `--work` and are not measure
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moesaic import CompressOptions, compress
+from moesaic.families import find_moe_layers
+from moesaic.families.skeleton import build_skeleton, load_config
 from moesaic.fit.differentiable import differentiable
 from moesaic.fit.mask_routers import Training
 from moesaic.fit.run import FLOAT_BUDGET
@@ -48,7 +49,9 @@ def label(folder: Path) -> str:
 def open_at(folder: Path, bits: str, a: argparse.Namespace) -> PreTrainedModel:
     """The model at a number of bits, in float32; packed once."""
     if bits == "full":
-        return open_model(folder, dtype=torch.float32).requires_grad_(False)
+        model = open_model(folder, dtype=torch.float32).requires_grad_(False)
+        model.set_experts_implementation("eager")  # the fastest on a few cores
+        return model
     packed = a.work / f"{label(folder)}-{bits}"
     if not (packed / MANIFEST).is_file():
         plan: dict[str, Any] = {"levels": (1, 2, 3), "allocator": "global"} if a.rule == "fisher_error" else {}
@@ -69,26 +72,28 @@ def texts(folder: Path, model: PreTrainedModel, a: argparse.Namespace) -> tuple[
     return calibration, token_windows(tokenized(tokenizer, held), limit=a.held, seed=1, **cut)
 
 
-def wanted(fitted: Fitted, a: argparse.Namespace) -> Iterator[Case]:
+def wanted(folder: Path, a: argparse.Namespace) -> list[Case]:
     """The rows of one model, in order."""
-    training = Training(steps=a.steps)
-    yield from cases(a.policies, a.shares, training, layers=fitted.layers, top_k=fitted.top_k)
-    yield from designs(a.designs, a.at, training, steps=a.design_steps, top_k=fitted.top_k)
+    config = load_config(folder)
+    layers = len(find_moe_layers(build_skeleton(config), config.model_type))
+    training, top_k = Training(steps=a.steps), int(config.num_experts_per_tok)
+    found = [
+        *cases(a.policies, a.shares, training, layers=layers, top_k=top_k),
+        *designs(a.designs, a.at, training, steps=a.design_steps, top_k=top_k),
+    ]
+    return list({case.key: case for case in found}.values())  # fixed_k has few steps, which come again
 
 
 def run_model(folder: Path, bits: str, rows: Rows, a: argparse.Namespace) -> None:
     """Measure what is missing of one model at one number of bits."""
+    missing = [case for case in wanted(folder, a) if _key(folder, bits, case) not in rows]
+    if not missing:
+        return
     model = open_at(folder, bits, a)
     windows, held_windows = texts(folder, model, a)
     with differentiable(model, FLOAT_BUDGET):
-        fitted = Fitted(model, windows, a.work)
-        missing = [case for case in wanted(fitted, a) if _key(folder, bits, case) not in rows]
-        if not missing:
-            return
-        held = Held(model, held_windows)
+        fitted, held = Fitted(model, windows, a.work), Held(model, held_windows)
         for case in missing:
-            if _key(folder, bits, case) in rows:  # fixed_k has few steps, which come again
-                continue
             found = {"model": label(folder), "bits": bits, "unpruned_perplexity": held.perplexity}
             row = rows.add(_key(folder, bits, case), found | fitted.row(case, held))
             print(_line(row), flush=True)

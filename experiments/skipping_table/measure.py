@@ -110,11 +110,6 @@ class Fitted:
         """Experts of a token."""
         return next(iter(self._with_attention.values()))[0].weights.shape[1]
 
-    @property
-    def layers(self) -> int:
-        """Expert layers."""
-        return len(self._with_attention)
-
     def rule(self, name: str, policy: Policy, target: float) -> Pruning:
         """A rule with the thresholds that run the share on the routing of the unpruned model."""
         states = thresholds(policy, self._with_attention, target)

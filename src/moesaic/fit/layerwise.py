@@ -125,13 +125,14 @@ def train_layers(
             cost = share_cost(torch.cat(parts), masks, target)
         for state in states.values():
             state["cost"].fill_(cost)
-        how = {"steps": steps, "rate": rate, "progress": progress}
-        return said | _descend(policy, states, recording.layers, weight, target, **how)
+        found = _descend(policy, states, recording.layers, weight, target, steps=steps, rate=rate, progress=progress)
+        return said | found
     progress.start("train", steps * len(recording.layers))
     for name, files in recording.layers.items():
-        found = _regress(policy, states[name], files, weight[name], steps=steps, rate=rate, progress=progress)
-        said.setdefault("deviance", {})[name] = [found["first"], found["best"]]
-        said["stopped"] = said["stopped"] or found["stopped"]
+        fit = _Regression(policy, states[name], files, weight[name])
+        ended = _regress(fit, steps=steps, rate=rate, progress=progress)
+        said.setdefault("deviance", {})[name] = [ended["first"], ended["best"]]
+        said["stopped"] = said["stopped"] or ended["stopped"]
     return said
 
 
@@ -156,61 +157,75 @@ def _log_errors(policy: Otp, state: dict[str, Tensor], files: Stored) -> Tensor:
     return policy.log_errors(files.part(0, _CHUNK, state["bias"].device)[0], state)
 
 
-def _regress(
-    policy: Otp,
-    state: dict[str, Tensor],
-    files: Stored,
-    weight: float,
-    *,
-    steps: int,
-    rate: float,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Gradient steps of one layer; the state becomes the best on the tokens that are not trained on."""
-    tokens, k = files.weights.shape
-    masks = policy.masks(k).to(state["bias"].device)[:-1]
-    trained = max(1, tokens - tokens // 8)
-    keys = [key for key in state if key not in ("cost", THRESHOLD)]
-    parameters = [state[key].requires_grad_() for key in keys]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_DECAY)
+class _Regression:
+    """Fits the estimate of one layer; the last eighth of the tokens says which state is the best.
 
-    def deviance(first: int, last: int) -> Tensor:
-        routed, gram = files.part(first, last, masks.device)
-        error = weight * candidate_errors(routed.weights, gram, masks)
-        found = policy.log_errors(routed, state)
+    Attributes:
+        state: of the layer, changed in place.
+        keys: its entries that are trained.
+    """
+
+    def __init__(self, policy: Otp, state: dict[str, Tensor], files: Stored, weight: float) -> None:
+        self.policy, self.state, self.files, self.weight = policy, state, files, weight
+        self.keys = [key for key in state if key not in ("cost", THRESHOLD)]
+        self.tokens, k = files.weights.shape
+        self.trained = max(1, self.tokens - self.tokens // 8)
+        self.masks = policy.masks(k).to(state["bias"].device)[:-1]
+
+    def deviance(self, first: int, last: int) -> Tensor:
+        """Mean over tokens and masks."""
+        routed, gram = self.files.part(first, last, self.masks.device)
+        error = self.weight * candidate_errors(routed.weights, gram, self.masks)
+        found = self.policy.log_errors(routed, self.state)
         return (error * (-found).exp() + found).mean()
 
-    def checked() -> float:
-        with torch.no_grad():
-            parts = [
-                float(deviance(first, min(tokens, first + _CHUNK))) * (min(tokens, first + _CHUNK) - first)
-                for first in range(trained if trained < tokens else 0, tokens, _CHUNK)
-            ]
-        return sum(parts) / max(1, tokens - trained if trained < tokens else tokens)
+    @torch.no_grad()
+    def checked(self) -> float:
+        """Mean deviance of the tokens that are not trained on; of all where there are too few."""
+        begin = self.trained if self.trained < self.tokens else 0
+        total = 0.0
+        for first in range(begin, self.tokens, _CHUNK):
+            last = min(self.tokens, first + _CHUNK)
+            total += float(self.deviance(first, last)) * (last - first)
+        return total / (self.tokens - begin)
 
-    said: dict[str, Any] = {"first": checked(), "stopped": None}
-    best, kept = said["first"], {key: state[key].detach().clone() for key in keys}
+    def step(self, number: int, optimizer: torch.optim.Optimizer) -> bool:
+        """One gradient step; False when something is not a number."""
+        start = (number * _STEP) % max(1, self.trained - _STEP + 1)
+        optimizer.zero_grad()
+        loss = self.deviance(start, min(self.trained, start + _STEP))
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_([self.state[key] for key in self.keys], 1.0)
+        if not (math.isfinite(loss.item()) and bool(torch.isfinite(norm))):
+            return False
+        optimizer.step()
+        return True
+
+    def copy(self) -> dict[str, Tensor]:
+        """The entries as they are now."""
+        return {key: self.state[key].detach().clone() for key in self.keys}
+
+
+def _regress(fit: _Regression, *, steps: int, rate: float, progress: Progress) -> dict[str, Any]:
+    """Gradient steps of one layer; the state becomes the best on the tokens that are not trained on."""
+    parameters = [fit.state[key].requires_grad_() for key in fit.keys]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_DECAY)
+    first = best = fit.checked()
+    kept, stopped = fit.copy(), None
     every = max(1, steps // _CHECKS)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = _rate(rate, step, steps)
-        start = (step * _STEP) % max(1, trained - _STEP + 1)
-        optimizer.zero_grad()
-        loss = deviance(start, min(trained, start + _STEP))
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if not (math.isfinite(loss.item()) and bool(torch.isfinite(norm))):
-            said["stopped"] = f"NaN in step {step + 1}; the best state until then was kept"
+        if not fit.step(step, optimizer):
+            stopped = f"NaN in step {step + 1}; the best state until then was kept"
             break
-        optimizer.step()
         progress.advance(1)
         if (step + 1) % every == 0 or step + 1 == steps:
-            now = checked()
+            now = fit.checked()
             if now < best:
-                best, kept = now, {key: state[key].detach().clone() for key in keys}
-    for key in keys:
-        state[key] = kept[key]
-    return said | {"best": best}
+                best, kept = now, fit.copy()
+    fit.state.update(kept)
+    return {"first": first, "best": best, "stopped": stopped}
 
 
 def _rate(highest: float, step: int, steps: int) -> float:
