@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,11 @@ import pytest
 
 from moesaic import Checkpoint, CompressOptions, compress
 from moesaic.budgets import ByteBudget, up_to
+from moesaic.contents import folder_files
 from moesaic.errors import BudgetInfeasible
+from moesaic.packing.build import PackedBuild
 from moesaic.pipeline import make_plan
+from moesaic.records import BitPlan, CostTable, LayerBits, layer_of_entry
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
 Tiny = Callable[[str], Path]
@@ -59,6 +65,63 @@ def test_stored_bits_are_at_most_those(kind: dict[str, Any]) -> None:
     assert reached <= 2.6
     assert 2.6 - reached <= max(0.026, 8 * step_of(checkpoint) / weights)
     assert plan.requested == {"bpw": 2.6}
+
+
+@demo
+@pytest.mark.parametrize("per_matrix", [False, True])
+@pytest.mark.parametrize("limit", [{"bpw": 2.6}, {"size": 3_050_000}], ids=str)
+def test_a_global_plan_is_best_at_its_bytes(limit: dict[str, Any], per_matrix: bool) -> None:
+    """The gap that it tells is that at the bytes asked for: no exchange of widths between two experts is better."""
+    checkpoint = Checkpoint.open(DEMO)
+    options = CompressOptions(rule="alpha_tail", allocator="global", per_matrix=per_matrix, **limit)
+    costs, plan = make_plan(checkpoint, options)
+    assert isinstance(costs, CostTable)
+    assert "in bytes" in plan.method
+    assert "gap 0" in plan.method
+    assert "then layers" not in plan.method
+    budget = ByteBudget(checkpoint, options, partial(folder_bytes, options=options, costs=costs))
+    smaller = [cost_of(other, costs) for other in exchanges(plan) if budget.measure(other) <= budget.limit]
+    assert len(smaller) > 10
+    assert min(smaller) >= cost_of(plan, costs) * (1 - 1e-9)
+
+
+def folder_bytes(build: PackedBuild, options: CompressOptions, costs: CostTable) -> int:
+    """Bytes of the folder of a build."""
+    return sum(folder_files(build, costs, options).values())
+
+
+def cost_of(plan: BitPlan, costs: CostTable) -> float:
+    """What a plan costs."""
+    total = 0.0
+    for name, rows in costs.layers.items():
+        bits = plan.layers[layer_of_entry(name)]
+        widths = bits.entry("down") if name.endswith("/down") else bits.gate_up
+        total += sum(row[costs.bits.index(width)] for row, width in zip(rows, widths, strict=True))
+    return total
+
+
+def exchanges(plan: BitPlan) -> Iterator[BitPlan]:
+    """Plans in which one expert of the first layer has a bit more, and at most one of the last a bit less."""
+    first, last = min(plan.layers), max(plan.layers)
+    for up, down in product(range(8), range(-1, 8)):
+        more, less = list(plan.layers[first].gate_up), list(plan.layers[last].gate_up)
+        more[up] += 1
+        less[down] -= down >= 0
+        if max(more) <= 4 and min(less) >= 1:
+            changed = {first: both(plan.layers[first], more), last: both(plan.layers[last], less)}
+            yield replace(plan, layers={**plan.layers, **changed})
+
+
+def both(bits: LayerBits, gate_up: list[int]) -> LayerBits:
+    """Other widths of gate and up; of down too where they were the same."""
+    return LayerBits(tuple(gate_up), tuple(gate_up) if bits.down == bits.gate_up else bits.down)
+
+
+def test_what_a_topped_up_plan_says(tiny_checkpoint: Tiny) -> None:
+    """A plan that took layers over from the next larger one says so."""
+    checkpoint = Checkpoint.open(tiny_checkpoint("mixtral"))
+    methods = {make_plan(checkpoint, CompressOptions(bpw=bpw / 20))[1].method for bpw in range(48, 68, 2)}
+    assert any(method.endswith("then layers of the next larger plan") for method in methods)
 
 
 def test_reached_bits_are_the_manifests(tiny_checkpoint: Tiny, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Budgets in bytes: stored bits per weight, or the size of the whole folder.
 
-Neither is ever exceeded. The size of a plan is known to the byte from the headers of the checkpoint (`packing.sizes`);
-the largest plan that fits is searched for (`allocate.fit`).
+Neither is ever exceeded. The size of a plan is known to the byte from the headers of the checkpoint (`packing.sizes`).
+An allocator that can count bytes solves its program in bytes; for the others the largest plan that fits is searched for
+(`allocate.fit`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from moesaic.allocate import only_budgets
-from moesaic.allocate.fit import Fit, largest_fit
+from moesaic.allocate import in_bytes, only_budgets
+from moesaic.allocate.fit import Fit, fit_of_bytes, largest_fit, smallest_fit
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.errors import BudgetInfeasible
 from moesaic.options import CompressOptions
 from moesaic.packing.build import PackedBuild
+from moesaic.packing.names import entry_bytes
 from moesaic.packing.sizes import stored_bpw
-from moesaic.records import BitPlan, Budget, CostTable, Scores
+from moesaic.records import ENTRIES, BitPlan, Budget, CostTable, Scores, entry_layer, layer_of_entry
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,51 @@ class ByteBudget:
         Raises:
             BudgetInfeasible: no plan fits; says what the smallest one takes.
         """
+        made = self._fit(scores)
+        if made.value > self.limit:
+            raise BudgetInfeasible(self._too_small(made))
+        return replace(made.plan, requested_bits=None, requested=self._requested())
+
+    def _fit(self, scores: Scores | CostTable | None) -> Fit:
         shapes = [layer.shape for layer in self.checkpoint.layers]
 
         def allocate(bits: float) -> BitPlan:
             allocator = replace(self.options, bits=bits, bpw=None, size=None).make_allocator()
-            return replace(allocator(shapes, Budget(bits), scores), requested_bits=None, requested=self._requested())
+            return allocator(shapes, Budget(bits), scores)
 
-        fit = largest_fit(
-            allocate,
-            self.measure,
-            self.limit,
-            step=0.25 / max(shape.experts for shape in shapes),
-            only=only_budgets(self.options.make_allocator()),
+        allocator = self.options.make_allocator()
+        counting = in_bytes(allocator)
+        if counting is None:
+            step = 0.25 / max(shape.experts for shape in shapes)
+            return largest_fit(allocate, self.measure, self.limit, step=step, only=only_budgets(allocator))
+        smallest = smallest_fit(allocate, self._bytes)
+        found = fit_of_bytes(
+            lambda limit: counting.within_bytes(shapes, limit, self._stored, scores),
+            self._bytes,
+            self._limit_bytes,
+            smallest,
+            self._build(smallest.plan).expert_bytes(),
         )
-        if fit.value > self.limit:
-            raise BudgetInfeasible(self._too_small(fit))
-        return fit.plan
+        return replace(found, value=self.measure(found.plan))
+
+    def _bytes(self, plan: BitPlan) -> int:
+        """Bytes of what is limited: the experts, or the whole folder."""
+        build = self._build(plan)
+        return build.expert_bytes() if self.options.bpw is not None else self.folder_of(build)
+
+    @property
+    def _limit_bytes(self) -> float:
+        weights = sum(layer.shape.experts * layer.shape.expert_weights for layer in self.checkpoint.layers)
+        return self.limit * weights / 8 if self.options.bpw is not None else self.limit
+
+    def _stored(self, name: str, width: int) -> int:
+        """Bytes of one expert of a layer, or of one of its entries (`LAYER/down`)."""
+        layer = next(each for each in self.checkpoint.layers if each.name == layer_of_entry(name))
+        _, dtype = self.checkpoint.parameter_shape_and_dtype(layer.parameters()[0])
+        made = self.options.make_quantizer()
+        grid = {"group_size": made.group_size, "symmetric": made.symmetric}
+        sizes = {entry: entry_bytes(layer, entry, width, dtype=dtype, **grid) for entry in ENTRIES}
+        return sum(size for entry, size in sizes.items() if name in (layer.name, entry_layer(layer.name, entry)))
 
     @property
     def limit(self) -> float:

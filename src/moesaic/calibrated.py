@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ from moesaic.calibrate.repair import RouterRepair
 from moesaic.calibrate.run import Calibration, reuse
 from moesaic.calibrate.store import Store
 from moesaic.checkpoint.reader import Checkpoint
+from moesaic.checkpoint.writer import storage_error
 from moesaic.contents import calibration_record
+from moesaic.errors import JobMismatch
 from moesaic.options import CompressOptions
 from moesaic.progress import SILENT, Progress
 from moesaic.quantize import needs_moment
@@ -63,11 +68,31 @@ def measure(
     meter = options.make_meter(options.make_rule())
     if options.stats is not None and options.stats.exists():
         return reuse(options.stats, calibration.fingerprint, meter)
-    folder = None if work is None else work / "calibration"
-    stats = calibration.statistics(meter, folder, overwrite=overwrite, progress=progress)
-    if options.stats is not None:
-        save_stats(stats, options.stats)
+    with leaving_no_empty_work(work):
+        folder = None if work is None else work / "calibration"
+        stats = calibration.statistics(meter, folder, overwrite=overwrite, progress=progress)
+        if options.stats is not None:
+            save_stats(stats, options.stats)
     return stats
+
+
+@contextmanager
+def leaving_no_empty_work(work: Path | None) -> Iterator[None]:
+    """What a failed measurement leaves: layers that a later run can go on from, and nothing where there are none.
+
+    Raises:
+        StorageFull: in place of what the system says of a full disk.
+    """
+    try:
+        yield
+    except JobMismatch:
+        raise  # the work of another run
+    except BaseException as error:
+        if work is not None and not any(work.rglob("*.safetensors")):
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and work is not None:
+            raise storage_error(error, work) from error
+        raise
 
 
 def guide_for(calibration: Calibration | None, options: CompressOptions, folder: Path) -> CalibratedGuide | None:

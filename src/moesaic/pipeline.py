@@ -18,7 +18,7 @@ from moesaic.allocate import needs_scores
 from moesaic.budgets import ByteBudget
 from moesaic.calibrate.files import save_stats
 from moesaic.calibrate.run import Calibration
-from moesaic.calibrated import guide_for, measure, open_calibration, record_of
+from moesaic.calibrated import guide_for, leaving_no_empty_work, measure, open_calibration, record_of
 from moesaic.checkpoint.companions import copy_companions
 from moesaic.checkpoint.locate import locate
 from moesaic.checkpoint.reader import Checkpoint
@@ -176,11 +176,9 @@ def calibrate(
     checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
     work = target.with_name(target.name + ".partial")
     found = Calibration(checkpoint, options.text, work / "scratch", trust_remote_code=trust_remote_code)
-    try:
+    with leaving_no_empty_work(work):
         stats = found.statistics(meter, work / "calibration", overwrite=overwrite, progress=progress)
         save_stats(stats, target)
-    except OSError as error:
-        raise storage_error(error, work) from error
     shutil.rmtree(work)
     return stats
 

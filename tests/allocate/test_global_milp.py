@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.allocate.test_knapsack import WIDTHS, knapsack, made_up
-from tests.oracles.allocation import global_plans, published
+from tests.oracles.allocation import enough_of_each, global_plans, published
 
 from moesaic.allocate import GlobalMilp
 from moesaic.allocate import global_milp as module
@@ -132,6 +134,51 @@ def test_costs_that_are_all_the_same_give_the_fewest_bits() -> None:
     """Bits that save nothing are not spent."""
     costs = table([[[1.0, 1.0, 1.0]] * 4], (1, 2, 3))
     assert GlobalMilp()(shapes_of(costs), Budget(3), costs).layers["0"].gate_up == (1, 1, 1, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.lists(
+        st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=2, max_size=3), min_size=1, max_size=2
+    ),
+    sizes=st.lists(st.lists(st.integers(1, 99), min_size=3, max_size=3, unique=True), min_size=2, max_size=2),
+    share=st.floats(0, 1),
+    at_least_one=st.sampled_from([(), (2,), (4, 1)]),
+)
+def test_a_budget_in_bytes_is_as_exact(
+    layers: list[list[list[float]]], sizes: list[list[int]], share: float, at_least_one: tuple[int, ...]
+) -> None:
+    """With bytes that are not proportional to the width, no plan that fits is cheaper; none fits where it refuses."""
+    costs, widths = table(layers, (1, 2, 4)), (1, 2, 4)
+    stored = [dict(zip(widths, sorted(each), strict=True)) for each in sizes]
+    largest = sum(len(rows) * sizes_of[4] for rows, sizes_of in zip(layers, stored, strict=False))
+    limit = int(share * largest)
+    every_layer = [
+        [bits for bits in product(widths, repeat=len(rows)) if enough_of_each(bits, at_least_one)] for rows in layers
+    ]
+    fitting = []
+    for plan in product(*every_layer):
+        if sum(stored[at][b] for at, bits in enumerate(plan) for b in bits) <= limit:
+            chosen = [
+                row[widths.index(width)]
+                for rows, bits in zip(layers, plan, strict=True)
+                for row, width in zip(rows, bits, strict=True)
+            ]
+            fitting.append(sum(chosen))
+    allocator = GlobalMilp(at_least_one=at_least_one)
+
+    def solve() -> BitPlan:
+        return allocator.within_bytes(shapes_of(costs), limit, lambda name, width: stored[int(name)][width], costs)
+
+    if not fitting:
+        with pytest.raises(BudgetInfeasible, match="bytes are out of reach"):
+            solve()
+        return
+    plan = solve()
+    assert sum(stored[int(name)][b] for name, bits in plan.layers.items() for b in bits.gate_up) <= limit
+    assert cost_of(plan, costs) == pytest.approx(min(fitting))
+    assert "in bytes" in plan.method
+    assert "gap 0" in plan.method
 
 
 def test_raw_errors_are_weighted_first() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moesaic.calibrate.store import Store
-from moesaic.errors import CorruptFile, JobMismatch
+from moesaic.errors import CorruptFile, JobMismatch, StorageFull
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -47,3 +47,23 @@ def test_damaged_files_are_named(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CorruptFile, match=r"a\.safetensors"):
         store.get("a")
+
+
+def test_one_process_at_a_time(tmp_path: Path):
+    """While one run is at work in a folder, another that starts there is refused; afterwards it is not."""
+    at_work = Store.open(tmp_path / "kept", {"seed": 1}, overwrite=False)
+    with pytest.raises(JobMismatch, match="another process"):
+        Store.open(tmp_path / "kept", {"seed": 1}, overwrite=True)
+    at_work.put("a", {"t": torch.ones(1)})
+    del at_work
+    assert Store.open(tmp_path / "kept", {"seed": 1}, overwrite=False).has("a")
+
+
+def test_room_is_asked_for_beforehand(tmp_path: Path):
+    """What is kept already is taken off what is needed; in memory there is no disk to ask."""
+    Store().reserve(10**18, "states need", "give less")
+    store = Store(tmp_path)
+    store.put("a", {"t": torch.ones(1000)})
+    store.reserve(1000, "states need", "give less")
+    with pytest.raises(StorageFull, match=r"states need .* are free; free some or give less"):
+        store.reserve(10**18, "states need", "give less")

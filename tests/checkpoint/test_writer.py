@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from moesaic.checkpoint.writer import ShardFile, TensorSpec, lay_out, shard_names, split_into_shards, storage_error
+from moesaic.checkpoint.writer import (
+    ShardFile,
+    TensorSpec,
+    check_room,
+    lay_out,
+    shard_names,
+    split_into_shards,
+    storage_error,
+    write_tensors,
+)
 from moesaic.errors import StorageFull
 from tests.oracles.format_v1 import SafetensorsFile
+from tests.processes import Running
 
 SPECS = [
     TensorSpec("f", torch.float32, (3, 5)),
@@ -153,3 +163,29 @@ def test_every_number_is_aligned() -> None:
     header, places, _ = lay_out(specs)
     for offset, spec in places.values():
         assert (len(header) + offset) % spec.dtype.itemsize == 0
+
+
+def write_too_much(path: Path) -> None:
+    """For a process that may write little."""
+    try:
+        write_tensors({"a": torch.zeros(10_000)}, path)
+    except StorageFull as error:
+        print(error)
+
+
+def test_tensors_that_find_no_room(tmp_path: Path) -> None:
+    """What the library says of a full disk in words alone is told as such, and no part of the file is left."""
+    path = tmp_path / "kept.safetensors"
+    result = Running(write_too_much, path, file_bytes=1000).finish()
+    assert "kept.safetensors: no room left on the disk" in result.out, result.err
+    assert list(tmp_path.iterdir()) == []
+    write_tensors({"a": torch.zeros(10_000)}, path, {"who": "me"})
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert load_file(path)["a"].shape == (10_000,)
+
+
+def test_room_is_asked_for_beforehand(tmp_path: Path) -> None:
+    """The refusal has both sizes and the remedy."""
+    check_room(tmp_path, 1000, "the model needs", "go away")
+    with pytest.raises(StorageFull, match=r"the model needs 1000000000\.00 GB, [\d.]+ [GM]B are free; free some or go"):
+        check_room(tmp_path, 10**18, "the model needs", "go away")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moesaic.calibrate.files import load_stats
-from tests.processes import call_cli
+from tests.processes import call_cli, run_cli
 from tests.talking import talking_copy, write_text
 
 
@@ -83,3 +83,19 @@ def test_wrong_text(wrong: list[object], model: Path, tmp_path: Path) -> None:
     assert len([line for line in result.err.splitlines() if "rror" in line]) == 1
     assert not out.exists()
     assert not out.with_name("out.partial").exists()
+
+
+@pytest.mark.parametrize("command", ["calibrate", "compress"])
+def test_no_room_for_statistics(command: str, model: Path, text: list[object], tmp_path: Path) -> None:
+    """A disk that is full while statistics are made is told as such, and with room the same command succeeds."""
+    more = ["--bits", 2, "--rule", "fisher_error"] if command == "compress" else []
+    argv = [command, model, "-o", tmp_path / "out", *text, *more]
+    result = run_cli(*argv, file_bytes=1000)
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert "no room left on the disk" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+    assert run_cli(*argv).code == 0
+    assert not (tmp_path / "out.partial").exists()

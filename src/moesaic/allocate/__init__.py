@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from moesaic.allocate._protocol import Allocator as Allocator
 from moesaic.allocate._protocol import Importance as Importance
+from moesaic.allocate._protocol import InBytes as InBytes
+from moesaic.allocate._protocol import in_bytes as in_bytes
 from moesaic.allocate._protocol import needs_costs as needs_costs
 from moesaic.allocate._protocol import needs_scores as needs_scores
 from moesaic.allocate._protocol import only_budgets as only_budgets

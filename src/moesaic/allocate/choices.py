@@ -176,11 +176,11 @@ def serve_equals_in_order(rows: Costs, places: Whole) -> Whole:
 
 
 def plan_of_places(
-    places: Mapping[str, Sequence[int]], widths: tuple[int, ...], budget: Budget, method: str
+    places: Mapping[str, Sequence[int]], widths: tuple[int, ...], budget: Budget | None, method: str
 ) -> BitPlan:
     """The plan in which each expert gets the width at its place in `widths`; both entries alike."""
     layers = {}
     for layer, columns in places.items():
         bits = tuple(widths[column] for column in columns)
         layers[layer] = LayerBits(gate_up=bits, down=bits)
-    return BitPlan(method=method, requested_bits=budget.bits, layers=layers)
+    return BitPlan(method=method, requested_bits=None if budget is None else budget.bits, layers=layers)

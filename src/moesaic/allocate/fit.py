@@ -3,13 +3,17 @@
 Allocators count code bits. What a plan takes on the disk also has scales, zero points, padding and headers in it, which
 are known exactly from the plan, but only from the plan. So plans are made for several budgets and measured. Between the
 last one that fits and the first that does not, layers are taken over from the larger plan one by one as long as the
-result fits. What is left unused is then less than the step of one layer, most often that of a single expert.
+result fits. What is left unused is then less than the step of one layer, most often that of a single expert. The plan's
+method says so: what an allocator claims of its own plans does not hold for such a mixture.
 
-Cost: some five to fifteen calls of the allocator.
+An allocator that keeps budgets in bytes by itself (`InBytes`) needs no such search, `fit_of_bytes` is enough.
+
+Cost: some five to fifteen calls of the allocator; two or three for one that counts bytes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,7 +22,9 @@ from moesaic.records import STORED_WIDTH, BitPlan
 
 Allocate = Callable[[float], BitPlan]  # average code bits -> plan
 Measure = Callable[[BitPlan], float]
+Solve = Callable[[int], BitPlan]  # bytes of the experts -> plan
 
+_TRIES = 10  # two or three are enough
 _CLOSE = 1e-3  # of the limit: as near as the budgets have to come, before layers are moved one by one
 
 
@@ -29,7 +35,7 @@ class Fit:
     Attributes:
         plan: the plan.
         value: its measure; above the limit only if no plan fits, and then this is the smallest plan.
-        bits: the budget in code bits that it was made for.
+        bits: the budget in code bits that it was made for; NaN where it was made for bytes.
     """
 
     plan: BitPlan
@@ -73,6 +79,40 @@ def largest_fit(allocate: Allocate, measure: Measure, limit: float, *, step: flo
     return _moved_towards(lower, upper.plan, measure, limit)
 
 
+def smallest_fit(allocate: Allocate, measure: Measure) -> Fit:
+    """The smallest plan of the allocator.
+
+    Raises:
+        BudgetInfeasible: no budget at all can be met.
+    """
+    return _outermost(lambda bits: Fit(plan := allocate(bits), measure(plan), bits), 1.0, end=0)
+
+
+def fit_of_bytes(solve: Solve, measure: Measure, limit: float, smallest: Fit, experts: float) -> Fit:
+    """The plan that an allocator makes for a budget in bytes of the experts, what is beside them taken off.
+
+    That has to be found out by trying, though it hardly changes: the header of a file names the widths that are in use.
+
+    Args:
+        solve: bytes of the experts -> plan.
+        measure: bytes of all.
+        limit: of all.
+        smallest: the smallest plan.
+        experts: bytes of its experts.
+    """
+    beside = smallest.value - experts
+    for _ in range(_TRIES):
+        try:
+            plan = solve(math.floor(limit - beside))
+        except BudgetInfeasible:
+            break
+        value = measure(plan)
+        if value <= limit:
+            return Fit(plan, value, math.nan)
+        beside += value - limit
+    return smallest
+
+
 def _outermost(at: Callable[[float], Fit], bits: float, end: int) -> Fit:
     """The plan of that budget, or of the end of the allocator's interval where it cannot be met."""
     try:
@@ -107,4 +147,6 @@ def _moved_towards(start: Fit, aim: BitPlan, measure: Measure, limit: float) -> 
         value = measure(plan)
         if found.value < value <= limit:
             found = Fit(plan, value, start.bits)
-    return found
+    if found is start:
+        return start
+    return replace(found, plan=replace(found.plan, method=f"{start.plan.method}, then layers of the next larger plan"))

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import csr_array
 
-from moesaic.allocate._protocol import Importance
+from moesaic.allocate._protocol import Importance, Stored
 from moesaic.allocate.choices import (
     Costs,
     Flags,
@@ -45,6 +45,7 @@ from moesaic.allocate.choices import (
     smallest_total,
 )
 from moesaic.allocate.knapsack import Knapsack, Solution, reduced_costs, solve_by_price
+from moesaic.errors import BudgetInfeasible
 from moesaic.records import BitPlan, Budget, CostTable, LayerShape
 
 SOLVERS = ("auto", "milp", "lagrangian")
@@ -68,6 +69,7 @@ class GlobalMilp:
 
     needs_costs: ClassVar[bool] = True
     takes_entries: ClassVar[bool] = True
+    counts_bytes: ClassVar[bool] = True
 
     levels: tuple[int, ...] | None = None
     at_least_one: tuple[int, ...] = ()
@@ -80,12 +82,41 @@ class GlobalMilp:
 
     def __call__(self, shapes: list[LayerShape], budget: Budget, scores: Importance) -> BitPlan:
         """Allocate; see `Allocator`. `scores` are costs."""
+        costs, widths, required = self._inputs(shapes, scores)
+        check_interval(budget, _lowest_average(shapes, widths, required), widths)
+        problem = make_knapsack(shapes, costs.weighted(*_FACTOR_EXPONENTS), widths, budget, required)
+        return self._plan(problem, shapes, widths, f"{costs.rule}, global", budget)
+
+    def within_bytes(self, shapes: list[LayerShape], limit: int, stored: Stored, scores: Importance) -> BitPlan:
+        """The same program with bytes in the place of code bits; see `InBytes`. The gap it tells is at that limit."""
+        costs, widths, required = self._inputs(shapes, scores)
+        usage = [np.array([stored(shape.name, width) for width in widths], dtype=np.int64) for shape in shapes]
+        floors = [_forced(shape.experts, sizes, required) for shape, sizes in zip(shapes, usage, strict=True)]
+        if sum(floors) > limit:
+            raise BudgetInfeasible(f"{limit} bytes are out of reach: the smallest experts take {sum(floors)}")
+        counts = [shape.experts for shape in shapes]
+        weighted = costs.weighted(*_FACTOR_EXPONENTS)
+        problem = Knapsack(
+            cost=np.concatenate([cost_rows(weighted, shape.name, widths) for shape in shapes]),
+            usage=np.repeat(np.stack(usage), counts, axis=0),
+            layer=np.repeat(np.arange(len(shapes)), counts),
+            limit=limit,
+            required=required,
+        )
+        return self._plan(problem, shapes, widths, f"{costs.rule}, global in bytes", None)
+
+    def _inputs(
+        self, shapes: list[LayerShape], scores: Importance
+    ) -> tuple[CostTable, tuple[int, ...], tuple[int, ...]]:
         costs = demand_costs(scores, shapes, "global")
         widths = choose_widths(costs, self.levels)
         required = required_counts(self.at_least_one, widths)
         check_room(shapes, required)
-        check_interval(budget, _lowest_average(shapes, widths, required), widths)
-        problem = make_knapsack(shapes, costs.weighted(*_FACTOR_EXPONENTS), widths, budget, required)
+        return costs, widths, required
+
+    def _plan(
+        self, problem: Knapsack, shapes: list[LayerShape], widths: tuple[int, ...], name: str, budget: Budget | None
+    ) -> BitPlan:
         solution, solver = solve(problem, self.solver)
         places, first = {}, 0
         for shape in shapes:
@@ -93,8 +124,12 @@ class GlobalMilp:
             places[shape.name] = serve_equals_in_order(problem.cost[mine], solution.places[mine]).tolist()
             first += shape.experts
         gap = "0" if solution.gap <= EXACT else f"{solution.gap:.1e}"
-        method = f"{costs.rule}, global {'/'.join(map(str, widths))} ({solver}, gap {gap})"
-        return plan_of_places(places, widths, budget, method)
+        return plan_of_places(places, widths, budget, f"{name} {'/'.join(map(str, widths))} ({solver}, gap {gap})")
+
+
+def _forced(experts: int, sizes: Whole, required: tuple[int, ...]) -> int:
+    """The fewest bytes that a layer's experts can take together."""
+    return int(sizes @ np.array(required)) + (experts - sum(required)) * int(sizes[0])
 
 
 def _lowest_average(shapes: list[LayerShape], widths: tuple[int, ...], required: tuple[int, ...]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesaic.allocate._protocol import Allocator, Importance, needs_costs, needs_scores, only_budgets
+from moesaic.allocate._protocol import Allocator, Importance, Stored, in_bytes, needs_costs, needs_scores, only_budgets
 from moesaic.errors import UsageError
 from moesaic.records import ENTRIES, BitPlan, Budget, CostTable, LayerBits, LayerShape, entry_layer
 
@@ -42,6 +42,11 @@ class PerMatrix:
         return needs_scores(self.base)
 
     @property
+    def counts_bytes(self) -> bool:
+        """Whether the allocator can keep a budget in bytes by itself."""
+        return in_bytes(self.base) is not None
+
+    @property
     def only_budgets(self) -> tuple[int, ...]:
         """The budgets that the allocator can meet, if they are few."""
         return only_budgets(self.base)
@@ -52,11 +57,27 @@ class PerMatrix:
         Raises:
             UsageError: costs of whole experts.
         """
-        if isinstance(scores, CostTable) and not scores.per_matrix:
-            raise UsageError(
-                f"--per-matrix: the costs ({scores.rule}) are of whole experts; measure them for gate_up and down apart"
-            )
+        _check_entries(scores)
         return join_entries(self.base(split_entries(shapes), budget, scores), shapes)
+
+    def within_bytes(self, shapes: list[LayerShape], limit: int, stored: Stored, scores: Importance) -> BitPlan:
+        """The same with a budget in bytes; see `InBytes`.
+
+        Raises:
+            UsageError: costs of whole experts, or an allocator that counts code bits.
+        """
+        _check_entries(scores)
+        base = in_bytes(self.base)
+        if base is None:
+            raise UsageError(f"{type(self.base).__name__} counts code bits, and no bytes")
+        return join_entries(base.within_bytes(split_entries(shapes), limit, stored, scores), shapes)
+
+
+def _check_entries(scores: Importance) -> None:
+    if isinstance(scores, CostTable) and not scores.per_matrix:
+        raise UsageError(
+            f"--per-matrix: the costs ({scores.rule}) are of whole experts; measure them for gate_up and down apart"
+        )
 
 
 def split_entries(shapes: list[LayerShape]) -> list[LayerShape]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from moesaic.checkpoint.writer import write_tensors
 from moesaic.errors import CorruptFile
 from moesaic.records import ExpertStats, LayerStats
 
@@ -18,15 +18,13 @@ STATS_FORMAT = "moesaic-stats/1"
 
 
 def save_stats(stats: ExpertStats, path: Path) -> None:
-    """Write the file form, replacing the file only when it is complete."""
+    """Write the file form, replacing the file only when it is complete.
+
+    Raises:
+        StorageFull: no room on the disk.
+    """
     tensors, metadata = _file_form(stats)
-    draft = path.with_name(path.name + ".draft")
-    try:
-        save_file(tensors, draft, metadata)
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    write_tensors(tensors, path, metadata)
 
 
 def stats_bytes(stats: ExpertStats) -> int:

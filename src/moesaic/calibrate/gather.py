@@ -39,9 +39,13 @@ def gather(
 
     Raises:
         CorruptFile: activations that are not finite.
+        StorageFull: no room for the hidden states that are kept.
     """
     store = store or Store()
     backward = meter is not None and "fisher" in meter.wanted
+    inside = sum(stream.moe(number) is not None for number in range(stream.count))
+    kept = stream.count + inside + 3 if backward else 2  # on the way back also two gradients and what went in first
+    stream.reserve(store, kept=kept, mapped=5 if backward else 3)
     progress.start("calibrate", stream.count * (2 if backward else 1))
     _go_forward(stream, None if backward else meter, store, keep_all=backward, progress=progress)
     if backward and meter is not None:

@@ -73,7 +73,10 @@ class CalibratedGuide:
 
         Raises:
             CorruptFile: what the earlier run kept of them is gone or damaged.
+            StorageFull: no room for the hidden states that are kept.
         """
+        runs = 2 if self._repair else 1
+        self._stream.reserve(self._store, kept=3 * runs, mapped=3 * runs)
         if done == 0:
             self._states = self._stream.embed()
             if self._repair:

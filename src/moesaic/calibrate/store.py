@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from moesaic.checkpoint.writer import check_room, write_tensors
 from moesaic.errors import CorruptFile, JobMismatch, MoesaicError
+from moesaic.packing.job import lock_folder
 from moesaic.records import read_json, write_json
 
 
@@ -35,44 +37,58 @@ class Store:
             overwrite: discard what a run of another identity left.
 
         Raises:
-            JobMismatch: another identity, and not `overwrite`; names what differs.
+            JobMismatch: another identity, and not `overwrite`; names what differs. Or another process at work there.
         """
         wanted = json.loads(json.dumps(identity))
         path = folder / "identity.json"
-        if folder.exists():
-            try:
-                found = read_json(path)
-            except MoesaicError:
-                found = None  # killed before it was written: there is nothing of worth yet
-            if found != wanted:
-                if found is not None and not overwrite:
-                    changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-                    raise JobMismatch(
-                        f"{folder} holds an unfinished calibration with other settings (changed: "
-                        f"{', '.join(changed)}); repeat that command to finish it, or give --overwrite to discard it"
-                    )
-                shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
-        return cls(folder)
+        store = cls(folder)
+        weakref.finalize(store, os.close, lock_folder(folder))
+        try:
+            found = read_json(path)
+        except MoesaicError:
+            found = None  # killed before it was written: there is nothing of worth yet
+        if found != wanted:
+            if found is not None and not overwrite:
+                changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+                raise JobMismatch(
+                    f"{folder} holds an unfinished calibration with other settings (changed: "
+                    f"{', '.join(changed)}); repeat that command to finish it, or give --overwrite to discard it"
+                )
+            path.unlink(missing_ok=True)  # first, so that what is left of the others never counts as of this one
+            for kept in folder.glob("*.safetensors*"):
+                kept.unlink()
+            write_json(path, wanted)
+        return store
+
+    def reserve(self, needed: int, what: str, remedy: str) -> None:
+        """Refuse to begin what the disk has no room for, what is kept already taken off; see `check_room`.
+
+        Raises:
+            StorageFull: with both sizes.
+        """
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        present = sum(path.stat().st_size for path in self._folder.iterdir())
+        check_room(self._folder, needed - present, what, remedy)
 
     def has(self, name: str) -> bool:
         """Whether a set of that name is kept."""
         return name in self._kept if self._folder is None else self._path(name).exists()
 
     def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a set of tensors."""
+        """Keep a set of tensors.
+
+        Raises:
+            StorageFull: no room on the disk.
+        """
         if self._folder is None:
             self._kept[name] = {key: tensor.clone() for key, tensor in tensors.items()}
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(name)
-        draft = path.with_suffix(".draft")
         # a tensor of length 0 keeps a set without tensors a valid file
-        save_file({"": torch.empty(0), **{key: tensor.contiguous() for key, tensor in tensors.items()}}, draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_tensors({"": torch.empty(0), **tensors}, self._path(name))
 
     def get(self, name: str) -> dict[str, Tensor]:
         """A set of tensors that was kept.

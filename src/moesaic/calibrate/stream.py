@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moesaic.calibrate.activations import Shelf
+from moesaic.calibrate.store import Store
 from moesaic.checkpoint.reader import Checkpoint
 from moesaic.errors import UnsupportedModel
 from moesaic.families import MoeLayer
@@ -117,7 +118,26 @@ class LayerStream:
 
     def new_states(self) -> Tensor:
         """Room for the hidden states of all tokens. `[n, length, hidden]`"""
-        return self.shelf.empty(*self.tokens.shape, self._model.get_input_embeddings().weight.shape[1])
+        return self.shelf.empty(*self.tokens.shape, self._hidden)
+
+    def reserve(self, store: Store, *, kept: int, mapped: int) -> None:
+        """Refuse to begin what the disk has no room for.
+
+        Args:
+            store: where sets of hidden states are kept.
+            kept: how many of them at a time.
+            mapped: how many are at work at a time, which lie in files too when they are large.
+
+        Raises:
+            StorageFull: with both sizes.
+        """
+        size = 4 * self.tokens.numel() * self._hidden
+        what = f"the hidden states of {self.tokens.numel():,} calibration tokens need"
+        store.reserve(kept * size + self.shelf.room(mapped, size), what, "give fewer --sequences")
+
+    @property
+    def _hidden(self) -> int:
+        return int(self._model.get_input_embeddings().weight.shape[1])
 
     @torch.no_grad()
     def embed(self) -> Tensor:

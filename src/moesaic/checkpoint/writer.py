@@ -10,10 +10,15 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moesaic.checkpoint.shards import DTYPE_NAMES
@@ -103,7 +108,7 @@ class ShardFile:
             self.fresh = os.fstat(self._file).st_size != self._base + size
             if self.fresh:
                 os.ftruncate(self._file, 0)
-                _allocate(self._file, self._base + size)
+                allocate(self._file, self._base + size)
             self._put(0, header)
         except OSError as error:
             os.close(self._file)
@@ -147,14 +152,70 @@ class ShardFile:
             done += os.pwrite(self._file, view[done:], offset + done)
 
 
-def _allocate(file: int, size: int) -> None:
-    """Reserve the room now, so that a full disk is noticed before hours of work."""
+def allocate(file: int, size: int) -> None:
+    """Reserve the room of an open file now, so that a full disk is noticed before hours of work.
+
+    Raises:
+        OSError: no room.
+    """
     try:
         os.posix_fallocate(file, 0, size)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
         os.ftruncate(file, size)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of tensors that are in memory; it has its name only when it is complete and on the disk.
+
+    Raises:
+        StorageFull: no room.
+    """
+    draft = path.with_name(path.name + ".draft")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata)
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except SafetensorError as error:
+        draft.unlink(missing_ok=True)
+        raise _told_in_words(error, path) from error
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _told_in_words(error: SafetensorError, path: Path) -> Exception:
+    """The library passes on what the system said as text alone, such as `I/O error: … (os error 28)`."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return error
+    return storage_error(OSError(int(found[1]), os.strerror(int(found[1])), str(path)), path)
+
+
+def check_room(folder: Path, needed: int, what: str, remedy: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: on the disk.
+        needed: bytes.
+        what: what needs them, as in "the packed model needs 3.00 GB".
+        remedy: what else than more room helps.
+
+    Raises:
+        StorageFull: with both sizes.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageFull(f"{folder}: {what} {_size(needed)}, {_size(free)} are free; free some or {remedy}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def storage_error(error: OSError, path: Path) -> Exception:

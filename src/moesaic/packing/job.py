@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
-from moesaic.checkpoint.writer import ShardFile, TensorSpec, shard_names, storage_error
-from moesaic.errors import JobMismatch, OutputExists, StorageFull
+from moesaic.checkpoint.writer import ShardFile, TensorSpec, check_room, shard_names, storage_error
+from moesaic.errors import JobMismatch, OutputExists
 from moesaic.packing import MANIFEST as MANIFEST  # noqa: PLC0414
 from moesaic.records import write_json
 
@@ -79,7 +79,7 @@ class PackingJob:
         self._identity = json.loads(json.dumps(identity))
         self._done: set[str] = set()
         self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.work)
+        self._lock = lock_folder(self.work)
         self._journal = self.work / "journal.jsonl"
         found = self._journal.exists()
         try:
@@ -208,15 +208,15 @@ class PackingJob:
     def _check_room(self) -> None:
         needed = sum(spec.size for specs in self._file_of.values() for spec in specs)
         present = sum(path.stat().st_size for path in self.out.iterdir() if path.name in self._file_of)
-        free = shutil.disk_usage(self.work).free
-        if needed - present > free:
-            raise StorageFull(
-                f"{self.target.parent}: the packed model needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
-                "free some or choose another disk"
-            )
+        check_room(self.work.parent, needed - present, "the packed model needs", "choose another disk")
 
 
-def _lock(work: Path) -> int:
+def lock_folder(work: Path) -> int:
+    """Hold a work folder alone: until the handle that is returned is closed, or the process ends.
+
+    Raises:
+        JobMismatch: another process holds it.
+    """
     handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from moesaic.checkpoint.writer import TensorSpec
@@ -20,6 +22,15 @@ def entry_layouts(layer: MoeLayer, bits: LayerBits, group_size: int, symmetric: 
     first = 2 if layer.has_gate else 1
     shapes = {"gate_up": (first, layer.intermediate, layer.hidden), "down": (1, layer.hidden, layer.intermediate)}
     return {entry: EntryLayout(bits.entry(entry), *shapes[entry], group_size, symmetric) for entry in ENTRIES}
+
+
+def entry_bytes(
+    layer: MoeLayer, entry: str, width: int, *, group_size: int, symmetric: bool, dtype: torch.dtype
+) -> int:
+    """Bytes of one expert in an entry at a width; `dtype` is that of the source, which width 16 keeps."""
+    layout = entry_layouts(layer, LayerBits((width,), (width,)), group_size, symmetric)[entry]
+    (shape,) = layout.shapes().values()
+    return math.prod(shape) * (dtype.itemsize if width == STORED_WIDTH else 1)
 
 
 def entry_tensor(layer: MoeLayer, entry: str, width: int) -> str:
