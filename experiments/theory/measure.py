@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .constants import GROUPS, TOLERATED
 from .data import RARER
 from .model import Weights, tables
 from .quantizer import WIDTHS
 from .readings import FULL, Readings
-from .roles import GROUPS, Roles, by_direction, by_value
+from .roles import Roles, by_direction, by_value
 from .setting import Setting
 
-TOLERATED = 0.005  # rise of the balanced error that counts as none
 PerSeed = list[float | None]
 
 

@@ -12,10 +12,11 @@ from moesaic.records import Budget
 from moesaic.scores.reorder import ranking, reordered
 
 from . import data
+from .constants import GROUPS, RANDOM_PLANS, ZETA
 from .measure import error_record, router_change
 from .model import Weights, route
 from .readings import Readings
-from .roles import GROUPS, Roles
+from .roles import Roles
 from .setting import Setting
 
 PAIRS = (
@@ -28,8 +29,6 @@ PAIRS = (
     (5, 3, 4.0),
     (6, 4, 5.0),
 )  # b_h, b_l, average
-RANDOM_PLANS = 3
-ZETA = 3.0
 BY_ROLE = torch.tensor([1.0, 3.0, 2.0, 0.0])  # of GROUPS: the rarer feature first, idle experts last
 
 

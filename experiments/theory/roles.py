@@ -1,8 +1,8 @@
 """Which feature an expert has learned.
 
 `by_value` (used for all figures): an expert has learned a feature of its own label if its value on that token is at
-least `RATIO` times its largest value on any irrelevant pattern. `by_direction` (a check): the features of its label
-hold at least half of the squared change of its weights, and a feature counts if it holds a quarter of that part.
+least `ROLE_RATIO` times its largest value on any irrelevant pattern. `by_direction` (a check): the features of its
+label hold at least half of the squared change of its weights, and a feature counts if it holds a quarter of that part.
 Neither looks at the router, and both are ratios within one expert: neither decides by itself how large a norm change
 or an activation is.
 """
@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .constants import GROUPS, ROLE_RATIO
 from .data import LABELS, RARER
 from .model import Weights
 from .setting import Setting
-
-GROUPS = ("prevalent", "rarer", "both", "none")
-RATIO = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Roles:
 def by_value(setting: Setting, values: Tensor, signs: Tensor) -> Roles:
     """Roles from the tables of values `[seeds, experts, patterns]`."""
     background = values[..., setting.features :].amax(dim=2, keepdim=True)
-    return _roles(setting, values, signs, values[..., : setting.features] >= RATIO * background)
+    return _roles(setting, values, signs, values[..., : setting.features] >= ROLE_RATIO * background)
 
 
 def by_direction(setting: Setting, values: Tensor, signs: Tensor, before: Weights, after: Weights) -> Roles:

@@ -10,6 +10,7 @@ import torch
 
 from . import data
 from .cases import Case
+from .constants import GROUPS, LEARNT
 from .measure import (
     bits_needed,
     error_record,
@@ -23,13 +24,12 @@ from .measure import (
 from .model import Weights, tables
 from .plans import errors_of_plans, scores
 from .readings import read
-from .roles import GROUPS, by_value
+from .roles import by_value
 from .setting import Setting
 from .train import train
 from .variance import saved_by_max_var
 
 SNAPSHOTS = (12, 25, 50, 100, 200, 400)
-LEARNT = 0.01  # balanced error in full precision, mean over seeds, at which a task counts as learnt
 ALONE = (1, 2, 3, 4)  # widths of an expert that is quantized alone
 
 

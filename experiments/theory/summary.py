@@ -12,16 +12,18 @@ from typing import Any
 
 from experiments.intervals import Interval, over_runs
 
-from .measure import TOLERATED
-from .plans import RANDOM_PLANS, ZETA
-from .roles import GROUPS, RATIO
-from .run import LEARNT
+from .cases import VARIED
+from .constants import GROUPS, LEARNT, NOISE_LIMIT, RANDOM_PLANS, RATIO_WIDTH, ROLE_RATIO, TOLERATED, ZETA
 
 PerSeed = Sequence[float | None]
 Row = list[float]
-NOISE_LIMIT = 1 / 32  # noise over mean margin for bits that need not be whole; one bit is no grid, so well above it
-RATIO_WIDTH = 4  # where the noise of two groups is compared
-KEPT = ("experts", "router_change", "router_norm", "activation")
+KEPT = ("experts", "router_change", "activation")
+ORDERS = (
+    "router_change: prevalent > rarer",
+    "router_change: prevalent > rarer by direction",
+    "router_change: rarer > none",
+    "router_norm: prevalent > rarer",
+)
 KEPT_PAIRS = ("3/1 at 2", "3/2 at 2.5", "4/2 at 3", "5/3 at 4")
 WIDTHS_ALONE = ("1", "2")
 DIFFERENCES = ("small change", "large change", "frequently used", "small change, idle experts last")
@@ -34,7 +36,7 @@ def interval(values: PerSeed) -> Row | None:
     if not known:
         return None
     found = over_runs(known)
-    return [*(float(f"{found[key]:.4g}") for key in ("mean", "low", "high")), found["n"]]
+    return [*(float(f"{found[key]:.3g}") for key in ("mean", "low", "high")), found["n"]]
 
 
 def as_interval(row: Row | None) -> Interval:
@@ -84,7 +86,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "learnt_balanced_error": LEARNT,
             "tolerated_rise": TOLERATED,
             "noise_limit": NOISE_LIMIT,
-            "role_ratio": RATIO,
+            "role_ratio": ROLE_RATIO,
             "zeta": ZETA,
         },
         "cases": [_case(record) for record in records],
@@ -97,14 +99,16 @@ def _case(record: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: record[key] for key in ("case", "track", "change", "setting", "learnt", "end", "seconds")}
     a = record["setting"]["a"]
     found["log2_ratio"] = round(math.log2((1 - a) / a), 4)
-    found["steps"] = {step: _state(state) for step, state in record["steps"].items()}
+    swept = not record["change"]
+    found["steps"] = {
+        step: _state(state) for step, state in record["steps"].items() if swept or int(step) in moments.values()
+    }
     found["at"] = {
-        name: _depth(record["depth"][str(step)], curves=not record["change"] and name == "learnt")
-        for name, step in moments.items()
+        name: _depth(record["depth"][str(step)], curves=swept and name == "learnt") for name, step in moments.items()
     }
     plans = record["depth"][str(moments["learnt"])]["plans"]
     found["plans_against_random"] = _against_random(plans)
-    if not record["change"]:
+    if swept and record["track"] in VARIED:
         found["plans"] = _plans(plans)
     if "variance" in record:
         found["variance"] = {key: _errors(value) for key, value in record["variance"].items()}
@@ -115,14 +119,8 @@ def _state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "errors": _errors(state["errors"]),
         "groups": {name: {key: interval(state["groups"][name][key]) for key in KEPT} for name in GROUPS},
-        "order": {
-            name: interval(values) for name, values in state["order"].items() if not name.startswith("activation")
-        },
-        "seeds_in_order": {
-            name: share_above(values, 0.5)
-            for name, values in state["order"].items()
-            if name.startswith("router_change")
-        },
+        "order": {name: interval(state["order"][name]) for name in ORDERS},
+        "seeds_in_order": share_above(state["order"][ORDERS[0]], 0.5),
         "activation_ratio": interval(state["activation_ratio"]),
         "agreement_of_roles": interval(state["agreement_of_roles"]),
     }
@@ -134,7 +132,7 @@ def _errors(errors: Mapping[str, PerSeed]) -> dict[str, Row | None]:
 
 def _depth(depth: Mapping[str, Any], *, curves: bool) -> dict[str, Any]:
     bits = depth["bits"]
-    found: dict[str, Any] = {"bits": {}, "gap": {}, "noise": {}, "rise": {}, "alone": {}}
+    found: dict[str, Any] = {"bits": {}, "gap": {}, "noise": {}, "alone": {}}
     needed = {
         "by_error": {name: bits[name]["by_error"] for name in GROUPS},
         "by_noise": {name: crossings(bits[name]["noise"]) for name in GROUPS},
@@ -150,7 +148,6 @@ def _depth(depth: Mapping[str, Any], *, curves: bool) -> dict[str, Any]:
     if curves:
         for name in ("prevalent", "rarer", "none"):
             found["noise"][name] = [interval(values) for values in bits[name]["noise"]]
-            found["rise"][name] = [interval(values) for values in bits[name]["rise"]]
     for width in WIDTHS_ALONE:
         found["alone"][width] = {name: interval(depth["alone"][width][name]) for name in ALONE}
     return found

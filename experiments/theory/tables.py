@@ -17,7 +17,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     sweep = [case for case in cases if not case["change"]]
     parts = ["## What experts learned\n", _table(LEARNED, map(_learned_row, _moments(sweep)))]
     parts += ["## Bits that a group needs\n", _table(NEEDED, map(_needed_row, _moments(sweep)))]
-    for case in sweep:
+    for case in (case for case in sweep if "plans" in case):
         parts += [f"## Balanced error at equal average bits, {case['case']}\n", _plans(case)]
     for case in (case for case in cases if "variance" in case):
         parts += [f"## Injected variance, {case['case']}\n", _variance(case)]

@@ -13,12 +13,13 @@ import torch
 from experiments.theory import data
 from experiments.theory.__main__ import finished
 from experiments.theory.cases import cases
+from experiments.theory.constants import GROUPS
 from experiments.theory.measure import _first_from_which, order
 from experiments.theory.model import Weights, outputs, tables
 from experiments.theory.plans import lifted, plan
 from experiments.theory.quantizer import WIDTHS, rounded
 from experiments.theory.readings import read
-from experiments.theory.roles import GROUPS, by_value
+from experiments.theory.roles import by_value
 from experiments.theory.setting import Setting
 from experiments.theory.summary import crossings, interval, summary
 from experiments.theory.tables import markdown
