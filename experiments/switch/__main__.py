@@ -8,6 +8,7 @@ holds and measures nothing. `--quick` is a small form on the bundled text.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import transformers
 from .figures import draw
 from .measure import Lines, Measured
 from .models import Run, ensure_finetuned, ensure_pretrained
+from .quantizers import QUANTIZERS
 from .quick import bundled_corpus
 from .record import make_record
 from .report import markdown
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of checkpoints and finished measurements")
     parser.add_argument("--save", type=Path, help="where the record goes; record.json in the work folder otherwise")
     parser.add_argument("--finetune", type=int, metavar="SEED", help="only fine-tune with this seed")
+    parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, help="measure and report only these")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--figures", nargs="?", type=Path, const=RECORD, help="draw this record")
     a = parser.parse_args()
@@ -59,6 +62,8 @@ def main() -> None:
     if a.work is None or (a.corpus is None and not a.quick):
         parser.error("give --work, and --corpus or --quick")
     settings = QUICK if a.quick else FULL
+    if a.quantizers:
+        settings = dataclasses.replace(settings, quantizers=tuple(a.quantizers))
     corpus = bundled_corpus(a.work / "corpus") if a.quick and a.corpus is None else a.corpus
     if a.finetune is not None:
         ensure_finetuned(Run(settings, corpus, a.work), a.finetune)

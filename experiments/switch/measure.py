@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from moesaic.records import Scores
 
-from .models import Run, generate, item_losses, open_finetuned
+from .models import TEST_SEED, Run, generate, item_losses, open_finetuned
 from .observe import Moments, expert_layers, expert_stats, moments, observe
 from .quantizers import Plan, Rounded, stored_bits
 from .rules import allocations, open_weights, rules
 from .settings import LEVELS
-from .task import even_sample, rouge2
+from .task import even_sample, held_out_pairs, rouge2
 
 Line = dict[str, Any]
 
@@ -84,9 +84,9 @@ class Measured:
 
     def quality(self, model: PreTrainedModel) -> Line:
         """ROUGE-2 and loss of every test sentence."""
-        chosen = even_sample(self.run.test, self.run.settings.generated)
+        chosen = self.run.test[: self.run.settings.generated]
         outputs = generate(model, self.tokenizer, chosen, self.run.settings.new_tokens)
-        scores = rouge2([item.text for item in chosen], outputs)
+        scores = rouge2([pair.target for pair in held_out_pairs(chosen, TEST_SEED)], outputs)
         losses = item_losses(model, self.tokenizer, self.run.test)
         return {"rouge2": [round(each, 3) for each in scores], "loss": [round(each, 5) for each in losses]}
 

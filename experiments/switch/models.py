@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from experiments.train_moe.__main__ import run as pretrain
 from experiments.train_moe.export import export_model
@@ -17,9 +18,9 @@ from experiments.train_moe.train import Workspace, fit, load_weights
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from .settings import Settings
-from .task import IGNORED, Item, TaskOrder, encode, even_sample, make_batch, read_items, shuffled_inputs
+from .task import IGNORED, Item, TaskOrder, encode, encoded_batch, even_sample, held_out_pairs, make_batch, read_items
 
-TEST_SEED = 7  # of the word order of held-out inputs
+TEST_SEED = 7  # of the gaps of held-out sentences
 BATCH = 128  # sentences measured at a time
 
 
@@ -57,8 +58,9 @@ class Run:
 
     @cached_property
     def test(self) -> list[Item]:
-        """The sentences that everything is measured on."""
-        return even_sample(self.items("test"), self.settings.scored)
+        """The sentences that everything is measured on, their domains mixed."""
+        items = even_sample(self.items("test"), self.settings.scored)
+        return [items[at] for at in np.random.default_rng(0).permutation(len(items))]
 
 
 def ensure_pretrained(run: Run) -> None:
@@ -102,14 +104,13 @@ def open_pretrained(run: Run) -> PreTrainedModel:
 
 @torch.inference_mode()
 def item_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item]) -> list[float]:
-    """Mean negative log-likelihood of the tokens of each sentence, its input being the shuffled words; nats."""
-    sources = encode(tokenizer, shuffled_inputs(items, TEST_SEED))
-    targets = encode(tokenizer, [item.text for item in items])
-    by_length = sorted(range(len(items)), key=lambda at: len(targets[at]))
+    """Mean negative log-likelihood of the tokens of each sentence's output, teacher-forced; nats."""
+    pairs = held_out_pairs(items, TEST_SEED)
+    by_length = sorted(range(len(items)), key=lambda at: len(pairs[at].source))
     found = [0.0] * len(items)
     for start in range(0, len(items), BATCH):
         chosen = by_length[start : start + BATCH]
-        batch = make_batch([sources[at] for at in chosen], [targets[at] for at in chosen], tokenizer.pad_token_id)
+        batch = encoded_batch(tokenizer, [pairs[at] for at in chosen])
         real = batch["labels"] != IGNORED
         losses = token_losses(model, batch).view(real.shape).double()
         means = (losses * real).sum(dim=1) / real.sum(dim=1)
@@ -130,8 +131,8 @@ def mean_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items:
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], new_tokens: int
 ) -> list[str]:
-    """The greedy outputs for the shuffled words of each sentence."""
-    sources = encode(tokenizer, shuffled_inputs(items, TEST_SEED))
+    """The greedy output for each sentence with its gap."""
+    sources = encode(tokenizer, [pair.source for pair in held_out_pairs(items, TEST_SEED)])
     outputs: list[str] = []
     for start in range(0, len(items), BATCH):
         rows = sources[start : start + BATCH]

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from experiments.train_moe.data import Batch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -20,7 +19,7 @@ from moesaic.calibrate.moments import Moment, sample_rows
 from moesaic.records import ExpertStats, LayerStats
 
 from .models import BATCH, TEST_SEED
-from .task import IGNORED, Item, encode, make_batch, shuffled_inputs
+from .task import IGNORED, Item, encoded_batch, held_out_pairs
 
 
 @dataclass
@@ -79,14 +78,12 @@ def observe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: S
     Raises:
         RuntimeError: a token was dropped for an expert's capacity; no counts would be right then.
     """
-    sources = encode(tokenizer, shuffled_inputs(items, TEST_SEED + 1))
-    targets = encode(tokenizer, [item.text for item in items])
+    pairs = held_out_pairs(items, TEST_SEED + 1)
     found: dict[str, list[Seen]] = {name: [] for name in expert_layers(model)}
     real: dict[str, Tensor] = {}
     with _collecting(model, found, real):
         for start in range(0, len(items), BATCH):
-            rows = slice(start, start + BATCH)
-            batch: Batch = make_batch(sources[rows], targets[rows], tokenizer.pad_token_id)
+            batch = encoded_batch(tokenizer, pairs[start : start + BATCH])
             real["encoder"] = batch["attention_mask"].bool().flatten()
             real["decoder"] = (batch["labels"] != IGNORED).flatten()
             model(**batch, use_cache=False)

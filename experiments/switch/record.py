@@ -15,7 +15,7 @@ from .measure import Measured
 from .models import TEST_SEED, Run
 from .rules import RANDOM, UNIFORM, Allocation, allocations, lifted
 from .settings import LEVELS
-from .task import baselines, even_sample
+from .task import baselines
 
 METRICS = ("rouge2", "loss")
 DRAWS = 1000
@@ -54,7 +54,7 @@ def _models(run: Run, measured: Sequence[Measured]) -> Row:
 
 def _task(run: Run) -> Row:
     training = run.items("train")
-    chosen = even_sample(run.test, run.settings.generated)
+    chosen = run.test[: run.settings.generated]
     return {
         "words": list(run.settings.words),
         "training_sentences": len(training),

@@ -24,8 +24,8 @@ class Settings:
         finetuning: fields of the recipe that are replaced for fine-tuning.
         finetuned: how many models are fine-tuned from the pretrained one, with seeds 1, 2, ...
         words: shortest and longest sentence of the task, in words.
-        generated: test sentences whose output is generated and scored by ROUGE-2.
         scored: test sentences whose loss is measured.
+        generated: the first of them whose output is generated too, and scored by ROUGE-2.
         counted: training sentences that experts' inputs are counted on.
         new_tokens: most tokens of a generated output.
         bits: average widths of the table.
@@ -39,10 +39,10 @@ class Settings:
     finetuning: Mapping[str, Any] = field(default_factory=dict)
     finetuned: int = 3
     words: tuple[int, int] = (6, 12)
-    generated: int = 128
-    scored: int = 320
+    generated: int = 300
+    scored: int = 400
     counted: int = 2048
-    new_tokens: int = 32
+    new_tokens: int = 20
     bits: tuple[float, ...] = (2.0, 2.125, 2.25, 2.5, 2.75, 2.875, 3.0)
     random_plans: int = 3
     quantizers: tuple[str, ...] = ("hqq", "gptq")
@@ -60,16 +60,16 @@ class Settings:
 
 FULL = Settings(
     finetuning={
-        "steps": 350,
-        "warmup_steps": 15,
-        "batch_size": 16,
+        "steps": 160,
+        "warmup_steps": 10,
+        "batch_size": 32,
         "lr": 0.002,
         "min_lr": 0.0001,
         "weight_decay": 0.01,
-        "valid_every": 175,
+        "valid_every": 80,
         "valid_windows": 96,
         "log_every": 20,
-        "checkpoint_every": 100,
+        "checkpoint_every": 80,
     }
 )
 QUICK = Settings(
@@ -101,10 +101,10 @@ QUICK = Settings(
     },
     finetuning={"steps": 60, "warmup_steps": 5, "lr": 0.005, "weight_decay": 0.01, "valid_windows": 32},
     finetuned=2,
-    generated=24,
+    generated=48,
     scored=96,
     counted=256,
-    new_tokens=24,
+    new_tokens=12,
     bits=(2.0, 2.5, 3.0),
     random_plans=2,
     quantizers=("hqq",),

@@ -14,14 +14,25 @@ from experiments.switch.__main__ import carry_out
 from experiments.switch.correlations import spearman
 from experiments.switch.figures import draw
 from experiments.switch.measure import Lines, Measured
-from experiments.switch.models import Run, item_losses, open_finetuned, open_pretrained
+from experiments.switch.models import TEST_SEED, Run, item_losses, open_finetuned, open_pretrained
 from experiments.switch.observe import expert_layers, observe
 from experiments.switch.quantizers import Rounded, RowHQQ, stored_bits
 from experiments.switch.record import METRICS
 from experiments.switch.report import markdown
 from experiments.switch.rules import BASES, RANDOM, UNIFORM, allocations, rules
 from experiments.switch.settings import QUICK, Settings
-from experiments.switch.task import Item, TaskOrder, make_batch, rouge2, sentences, shuffled_inputs
+from experiments.switch.task import (
+    SENTINEL,
+    Item,
+    TaskOrder,
+    baselines,
+    encode,
+    held_out_pairs,
+    make_batch,
+    phrase,
+    rouge2,
+    sentences,
+)
 from experiments.train_moe.data import SEPARATOR
 from experiments.train_moe.model import compute_losses, router_names
 from experiments.train_moe.train import snapshot_steps
@@ -165,7 +176,8 @@ def test_counts_leave_padding_out_and_nothing_is_dropped(finished: tuple[Run, di
     run, _ = finished
     model, items = open_finetuned(run, 1), run.test[:5]
     seen = observe(model, run.tokenizer, items)
-    tokens = sum(len(run.tokenizer.encode(" " + item.text)) + 1 for item in items)
+    targets = [pair.target for pair in held_out_pairs(items, TEST_SEED + 1)]
+    tokens = sum(len(row) for row in encode(run.tokenizer, targets))
     decoder = [len(each.expert) for name, each in seen.items() if name.startswith("decoder")]
     assert decoder == [tokens] * len(decoder)
     assert len(seen) == len(expert_layers(model)) == 2
@@ -216,13 +228,30 @@ def test_sentences_are_whole_and_come_once() -> None:
     assert [item.text for item in sentences([text], "text", 4, 8)] == ["The cat sees the old dog."]
 
 
-def test_inputs_are_the_same_words_in_the_same_order_every_time() -> None:
-    """Whatever is measured, the held-out inputs are the same."""
-    items = [Item("text", ("One", "two", "three", "four.")), Item("text", ("Five", "six", "seven."))]
-    inputs = shuffled_inputs(items, 3)
-    assert inputs == shuffled_inputs(items, 3)
-    assert [sorted(text.split()) for text in inputs] == [sorted(item.words) for item in items]
-    assert rouge2([item.text for item in items], [item.text for item in items]) == [100.0, 100.0]
+def test_pairs_hold_the_sentence_and_are_the_same_every_time() -> None:
+    """Whatever is measured the held-out gaps are the same; source and missing words make up the output."""
+    items = [
+        Item("german", tuple(["Eins", "zwei", "drei", "vier", "fünf."])),
+        Item("text", tuple(["One", "two", "three."])),
+    ]
+    pairs = held_out_pairs(items, 3)
+    assert pairs == held_out_pairs(items, 3)
+    for item, pair in zip(items, pairs, strict=True):
+        named, missing = pair.target.split(": ")
+        assert named == phrase(item.domain)
+        assert pair.source.replace(SENTINEL, missing) == item.text
+    targets = [pair.target for pair in pairs]
+    assert rouge2(targets, targets) == [100.0, 100.0]
+    assert rouge2(targets[1:], ["this text file: two one three"]) == [pytest.approx(40.0)]
+
+
+def test_baselines_name_the_source_by_its_words() -> None:
+    """Word counts find the source that a constant output misses; copying the input finds nothing."""
+    known = [Item("german", tuple(f"Das ist ein Satz {n}.".split())) for n in range(3)]
+    known += [Item("dict", tuple(f"This is one entry {n}.".split())) for n in range(5)]
+    found = baselines(known[:3], known, 0)
+    assert found["word_counts"] > found["constant"]
+    assert found["copy_input"] == 0
 
 
 def test_batches_mark_padding() -> None:
