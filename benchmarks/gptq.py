@@ -1,6 +1,6 @@
 """How long does GPTQ take for one expert of Mixtral-8x7B's size, and how much memory, next to the published routine?
 
-    python -m benchmarks.gptq [--hidden 1024 --intermediate 3584] [--bits 2 3 4] [--repeats 3]
+    python -m benchmarks.gptq --work FOLDER [--hidden 512 --intermediate 1792] [--bits 2 3] [--rows 4096] [--repeats 3]
 
 The job is three matrices with their second moments given: gate and up `[intermediate, hidden]`, which share one, and
 down `[hidden, intermediate]`. The published routine (Frantar et al. 2023, restated below in plain torch: Cholesky,
@@ -8,6 +8,11 @@ inverse, Cholesky of the inverse, then blocks of 128 columns) and ours take turn
 that peak memory is the system's own account of it and a busy machine slows both. Both end at the weights in codes and
 scales; ours also searches the ranges of groups and stores scales in a byte. The error is that of the outputs over the
 first rows, relative to the outputs themselves.
+
+The work is cut in four pieces: each way's factor and rounding for the inputs of gate and up, and for those of down. A
+piece that is finished is kept in FOLDER (`gptq.jsonl`) and not done again. Rows do not know each other, so that of
+matrices with more than `--rows` rows an even sample of so many is rounded, and its time is scaled to all: of gate and
+up together 1 in 7 at full size, of down all. Factors are made whole.
 """
 
 from __future__ import annotations
@@ -18,8 +23,8 @@ import os
 import resource
 import statistics
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,19 +34,21 @@ from benchmarks.compress import run
 from moesaic.evaluate.conditions import processor_name
 from moesaic.quantize import GPTQ
 
+WAYS = ("ours", "published")
 CHECKED_ROWS = 128
 BLOCK = 128
 
 
-def published(weight: Tensor, moment: Tensor, bits: int, group_size: int) -> Tensor:
-    """The routine as published, with ranges from minimum to maximum; the decoded weights `[out, in]` float32."""
-    work, hessian = weight.float().clone(), moment.float().clone()
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
-    work[:, dead] = 0
+def published_factor(moment: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse of the damped moment, as published. `[in, in]`"""
+    hessian = moment.float().clone()
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    del hessian
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+
+
+def published(weight: Tensor, inverse: Tensor, bits: int, group_size: int) -> Tensor:
+    """The routine as published, with ranges from minimum to maximum; the decoded weights `[out, in]` float32."""
+    work = weight.float().clone()
     made, top = torch.zeros_like(work), 2**bits - 1
     for start in range(0, work.shape[1], BLOCK):
         end = min(start + BLOCK, work.shape[1])
@@ -82,79 +89,112 @@ def relative_error(weight: Tensor, made: Tensor, moment: Tensor) -> float:
     return float(((error @ moment) * error).sum() / ((weight @ moment) * weight).sum())
 
 
-def job(folder: Path, way: str, widths: list[int], group_size: int) -> dict[str, object]:
-    """Do the job for all widths, in this process; seconds of the factors and of each width, errors, peak memory."""
-    entries = {
-        name: (torch.load(folder / f"{name}.weight"), torch.load(folder / f"{name}.moment"))
-        for name in ("gate_up", "down")
-    }
-    quantizer = GPTQ(group_size=group_size)
+def job(folder: Path, way: str, entry: str, a: argparse.Namespace) -> dict[str, object]:
+    """One piece, in this process: seconds of the factor and of each width for all rows, errors, peak memory."""
+    weight, moment = torch.load(folder / f"{entry}.weight"), torch.load(folder / f"{entry}.moment")
+    step = max(1, len(weight) // a.rows)
+    sample = weight[::step].contiguous()
+    quantizer = GPTQ(group_size=a.group_size)
     start = time.perf_counter()
-    factors = {name: quantizer.prepare(moment) for name, (_, moment) in entries.items()} if way == "ours" else {}
-    prepared = time.perf_counter() - start
-    seconds, errors = [], []
-    for bits in widths:
-        start, made = time.perf_counter(), {}
-        for name, (weight, moment) in entries.items():
-            for part, matrix in enumerate(weight.chunk(2) if name == "gate_up" else [weight]):
-                if way == "ours":
-                    made[name, part] = quantizer.quantize(matrix, bits, factors[name])
-                else:
-                    made[name, part] = published(matrix, moment, bits, group_size)
-        seconds.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        down = made["down", 0]
-        decoded = down.dequantize() if way == "ours" else down
-        errors.append(relative_error(*entries["down"][:1], decoded, entries["down"][1]))
-    return {"prepared": prepared, "seconds": seconds, "errors": errors, "peak": peak}
+    factor = quantizer.prepare(moment) if way == "ours" else published_factor(moment)
+    found: dict[str, object] = {"factor": time.perf_counter() - start, "rows": len(sample), "of": len(weight)}
+    seconds, errors = {}, {}
+    for bits in a.bits:
+        start = time.perf_counter()
+        if way == "ours":
+            rounded = quantizer.quantize(sample, bits, factor)
+            seconds[bits] = time.perf_counter() - start
+            made = rounded.dequantize()
+        else:
+            made = published(sample, factor, bits, a.group_size)
+            seconds[bits] = time.perf_counter() - start
+        seconds[bits] *= len(weight) / len(sample)
+        errors[bits] = relative_error(sample, made, moment)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {**found, "seconds": seconds, "errors": errors, "peak": peak}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/gptq"))
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--intermediate", type=int, default=14336)
-    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--bits", type=int, nargs="+", default=[3])
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--only", choices=["ours", "published"], help=argparse.SUPPRESS)
-    parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--piece", nargs=2, metavar=("WAY", "ENTRY"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    if a.only:
-        print(json.dumps(job(a.inputs, a.only, a.bits, a.group_size)))
+    folder = a.work / f"{a.hidden}x{a.intermediate}"
+    if a.piece:
+        print(json.dumps(job(folder, *a.piece, a)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        make_inputs(Path(folder), a.hidden, a.intermediate)
-        report(a, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "complete").exists():
+        make_inputs(folder, a.hidden, a.intermediate)
+        (folder / "complete").touch()
+    print(f"{processor_name()}, {a.threads} threads; hidden {a.hidden}, intermediate {a.intermediate}", flush=True)
+    report(a, [piece for number in range(a.repeats) for piece in measure(a, number)])
 
 
-def report(a: argparse.Namespace, folder: str) -> None:
-    """Let the two take turns and print what came out."""
-    print(f"{processor_name()}, {a.threads} threads; hidden {a.hidden}, intermediate {a.intermediate}")
-    common = ["--inputs", folder, "--threads", str(a.threads), "--group-size", str(a.group_size)]
-    common += ["--bits", *map(str, a.bits)]
-    found: dict[str, list[dict]] = {"ours": [], "published": []}
-    for _ in range(a.repeats):
-        for way, runs in found.items():
-            done = run([sys.executable, "-m", "benchmarks.gptq", "--only", way, *common])
-            runs.append(json.loads(done.output.strip().splitlines()[0]))
-    for place, bits in enumerate(a.bits):
-        times = {
-            way: statistics.median(r["prepared"] + r["seconds"][place] for r in runs) for way, runs in found.items()
-        }
-        errors = {way: runs[0]["errors"][place] for way, runs in found.items()}
+def measure(a: argparse.Namespace, number: int) -> list[dict]:
+    """The pieces of one repetition: those that are kept, the others measured now."""
+    kept = a.work / "gptq.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    names = ("hidden", "intermediate", "bits", "group_size", "rows", "threads")
+    given = [
+        text
+        for name in ("work", *names)
+        for text in (f"--{name.replace('_', '-')}", *map(str, as_list(getattr(a, name))))
+    ]
+    found = []
+    for entry in ("gate_up", "down"):
+        for way in WAYS:
+            key = {"way": way, "entry": entry, "number": number, **{name: getattr(a, name) for name in names}}
+            piece = next((line for line in lines if line["key"] == key), None)
+            if piece is None:
+                done = run([sys.executable, "-m", "benchmarks.gptq", "--piece", way, entry, *given])
+                piece = {"key": key, **json.loads(done.output.strip().splitlines()[0])}
+                with kept.open("a") as file:
+                    file.write(json.dumps(piece) + "\n")
+            rounding = ", ".join(f"{bits} bits {seconds:.1f} s" for bits, seconds in piece["seconds"].items())
+            print(
+                f"{entry}, {way}: factor {piece['factor']:.1f} s, rounding {rounding} "
+                f"({piece['rows']} of {piece['of']} rows), peak {piece['peak'] / 1e9:.2f} GB",
+                flush=True,
+            )
+            found.append(piece)
+    return found
+
+
+def as_list(value: object) -> list:
+    """A list, or a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def report(a: argparse.Namespace, pieces: list[dict]) -> None:
+    """Print what came out: the expert as a whole, at each width."""
+
+    def total(way: str, part: Callable[[dict], float]) -> float:
+        mine = [piece for piece in pieces if piece["key"]["way"] == way]
+        entries = {piece["key"]["entry"] for piece in mine}
+        return sum(statistics.median(part(p) for p in mine if p["key"]["entry"] == entry) for entry in entries)
+
+    for bits in a.bits:
+        rounding = {way: total(way, lambda piece: piece["seconds"][str(bits)]) for way in WAYS}  # noqa: B023
+        whole = {way: total(way, lambda piece: piece["factor"]) + rounding[way] for way in WAYS}
+        error = {p["key"]["way"]: p["errors"][str(bits)] for p in pieces if p["key"]["entry"] == "down"}
         print(
-            f"{bits} bits: ours {times['ours']:.1f} s, published {times['published']:.1f} s, "
-            f"{times['published'] / times['ours']:.2f} times as fast; "
-            f"error of down {errors['ours']:.2e} and {errors['published']:.2e}"
+            f"one expert at {bits} bits: ours {whole['ours']:.1f} s ({rounding['ours']:.1f} s of it rounding), "
+            f"published {whole['published']:.1f} s ({rounding['published']:.1f} s); ours is "
+            f"{whole['published'] / whole['ours']:.2f} times as fast, rounding alone "
+            f"{rounding['published'] / rounding['ours']:.2f}; "
+            f"error of down {error['ours']:.2e} and {error['published']:.2e}"
         )
-    whole = {way: statistics.median(r["prepared"] + sum(r["seconds"]) for r in runs) for way, runs in found.items()}
-    peak = {way: max(r["peak"] for r in runs) / 1e9 for way, runs in found.items()}
-    factors = statistics.median(r["prepared"] for r in found["ours"])
-    ours = f"ours {whole['ours']:.1f} s (of it factors, once, {factors:.1f} s)"
-    print(f"all widths: {ours}, published {whole['published']:.1f} s")
+    peak = {way: max(p["peak"] for p in pieces if p["key"]["way"] == way) / 1e9 for way in WAYS}
     print(f"peak memory: ours {peak['ours']:.2f} GB, published {peak['published']:.2f} GB")
 
 

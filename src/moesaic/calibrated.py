@@ -40,7 +40,13 @@ def open_calibration(
     """
     if not options.wants_calibration:
         return None
-    return Calibration(checkpoint, options.text, work / "scratch", trust_remote_code=trust_remote_code)
+    return Calibration(
+        checkpoint,
+        options.text,
+        work / "scratch",
+        all_experts=options.all_experts,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def measure(

@@ -117,7 +117,7 @@ def _largest_record(checkpoint: Checkpoint) -> dict[str, Any]:
     half = 0.12345678901234567
     hashes, numbers = dict.fromkeys(("model", "text"), "0" * 64), dict.fromkeys(("sequences", "sequence_length"), 10**9)
     return calibration_record(
-        {**hashes, **numbers},
+        {**hashes, **numbers, "all_experts": True},
         {layer.name: range(layer.experts) for layer in checkpoint.layers},
         {layer.name: (half, half) for layer in checkpoint.layers},
     )

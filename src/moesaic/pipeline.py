@@ -175,7 +175,13 @@ def calibrate(
         meter = replace(meter, entries=meter.entries or per_matrix)
     checkpoint = Checkpoint.open(locate(model), trust_remote_code=trust_remote_code)
     work = target.with_name(target.name + ".partial")
-    found = Calibration(checkpoint, options.text, work / "scratch", trust_remote_code=trust_remote_code)
+    found = Calibration(
+        checkpoint,
+        options.text,
+        work / "scratch",
+        all_experts=options.all_experts,
+        trust_remote_code=trust_remote_code,
+    )
     with leaving_no_empty_work(work):
         stats = found.statistics(meter, work / "calibration", overwrite=overwrite, progress=progress)
         save_stats(stats, target)

@@ -137,3 +137,16 @@ def test_activations_that_are_not_finite_are_refused(own_checkpoint: Tiny, tmp_p
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(CorruptFile, match=r"layers\.1.*not finite"):
         gather(streamed(folder, tmp_path), None)
+
+
+def test_every_token_for_every_expert(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
+    """With `all_experts` moments are over all tokens, those that went elsewhere too; nothing else changes."""
+    stream = streamed(tiny_checkpoint("mixtral"), tmp_path)
+    usual, whole = gather(stream, None), gather(stream, None, all_experts=True)
+    for name, stats in whole.items():
+        assert stats.count.tolist() == usual[name].count.tolist()
+        assert torch.equal(stats.mass, usual[name].mass)
+        same = stats.gate_up_moment - stats.gate_up_moment[0]
+        assert float(same.abs().max()) < 1e-6, "all experts are given the same"
+        assert relative(stats.gate_up_moment, usual[name].gate_up_moment) > 1e-3
+        assert relative(stats.down_moment, usual[name].down_moment) > 1e-3

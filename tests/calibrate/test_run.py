@@ -25,10 +25,10 @@ def model(tiny_checkpoint, tmp_path: Path) -> Path:
     return talking_copy(tiny_checkpoint("mixtral"), tmp_path / "model")
 
 
-def calibration(model: Path, tmp_path: Path, **text) -> Calibration:
+def calibration(model: Path, tmp_path: Path, all_experts: bool = False, **text) -> Calibration:
     file = write_text(tmp_path / "text.txt", 2000)
     chosen = CalibrationText(**{"files": (file,), "sequences": 4, "length": 32, **text})
-    return Calibration(Checkpoint.open(model), chosen, tmp_path / "scratch")
+    return Calibration(Checkpoint.open(model), chosen, tmp_path / "scratch", all_experts=all_experts)
 
 
 def test_sequences_are_no_longer_than_the_model_is_made_for(model: Path, tmp_path: Path) -> None:
@@ -79,6 +79,16 @@ def test_statistics_of_another_run_are_refused(what: str, model: Path, tmp_path:
         changed = calibration(model, tmp_path, **({"seed": 1} if what == "text" else {"sequences": 3}))
     with pytest.raises(JobMismatch, match=rf"another {'text' if what != 'model' else 'model'}.*--stats"):
         reuse(tmp_path / "stats.safetensors", changed.fingerprint, None)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_statistics_over_other_tokens_are_refused(measured: bool, model: Path, tmp_path: Path) -> None:
+    """Moments over every token and over an expert's own are not taken for each other, either way round."""
+    found = calibration(model, tmp_path, all_experts=measured)
+    save_stats(found.statistics(None, None), tmp_path / "stats.safetensors")
+    reuse(tmp_path / "stats.safetensors", found.fingerprint, None)
+    with pytest.raises(JobMismatch, match="another all experts"):
+        reuse(tmp_path / "stats.safetensors", calibration(model, tmp_path, all_experts=not measured).fingerprint, None)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:

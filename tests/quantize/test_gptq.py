@@ -15,7 +15,10 @@ from torch import Tensor
 from moesaic.errors import NotFinite
 from moesaic.quantize import GPTQ, RTN
 from moesaic.quantize import gptq as module
+from moesaic.quantize.gptq import feed_back
+from moesaic.quantize.group_grid import GroupGrid, GroupSearch
 from moesaic.records import PACKED_WIDTHS, QuantizedWeight
+from tests.oracles.mc_gptq import mc_gptq
 from tests.oracles.obq import damped, obq, output_error
 from tests.quantize.made_up import gaussian, moment_of, rms_error, rows_of, same
 
@@ -280,6 +283,47 @@ def test_the_released_variant_feeds_back_between_blocks_only(bits: int) -> None:
     agreement = float((first == alone.codes)[near].float().mean())
     assert (agreement > 0.97) == (bits <= 3)
     assert loss(weight, GPTQ(group_size=128)(weight, bits, moment), moment) < loss(weight, released, moment)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_the_released_variant_is_what_the_notes_on_it_say(bits: int) -> None:
+    """Against a naive restatement in float64, code by code; two ranges that are equally good spoil few rows."""
+    weight, moment = gaussian(12, 400, size=1.0), moment_of(700, 400)
+    found = GPTQ(group_size=128, compat="mc")(weight, bits, moment)
+    wanted = mc_gptq(weight.double().numpy(), moment.double().numpy(), bits, found.row_scale.double().numpy())
+    error = (found.dequantize().double().numpy() - wanted) / np.abs(wanted).max()
+    same = (np.abs(error) < 1e-3).mean(axis=1)
+    assert (same == 1).sum() >= 10
+
+
+def test_settled_weights_are_the_best_that_follow_the_columns_before() -> None:
+    """The published routine searches a group's range on the least squares continuation after the columns before."""
+    weight, moment = gaussian(8, 192, size=1.0), moment_of(400, 192)
+    factor = GPTQ().prepare(moment)
+    seen: list[Tensor] = []
+
+    def search(weights: Tensor, group: int) -> GroupGrid:
+        seen.append(weights.clone())
+        return GroupSearch(symmetric=True, candidates=6, smallest=0.4, refits=1)(
+            weights, torch.ones(len(weights)), torch.full((8,), 0.02).bfloat16(), 2
+        )
+
+    work = weight.T.contiguous()
+    codes, grids = feed_back(work.clone(), factor.coupling, 64, search, settled=True)
+    decoded = [grid.decode(codes[64 * n : 64 * n + 64].float()) for n, grid in enumerate(grids)]
+    made = torch.cat(decoded).T.double().numpy()
+    hessian = damped(moment.double().numpy(), 0.01)
+    for group in (1, 2):
+        fixed, free = slice(0, 64 * group), slice(64 * group, None)
+        error = weight.double().numpy()[:, fixed] - made[:, fixed]
+        best = weight.double().numpy()[:, free] + error @ hessian[fixed, free] @ np.linalg.inv(hessian[free, free])
+        np.testing.assert_allclose(seen[group].T.numpy(), best[:, :64], atol=2e-3)
+
+
+def test_the_released_variant_has_no_order_of_its_own() -> None:
+    """What cannot be reproduced is refused."""
+    with pytest.raises(ValueError, match="exclude each other"):
+        GPTQ(compat="mc", act_order=True)
 
 
 def test_the_released_variant_clears_dead_columns() -> None:

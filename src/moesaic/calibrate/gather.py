@@ -27,13 +27,19 @@ from moesaic.records import LayerStats
 
 
 def gather(
-    stream: LayerStream, meter: ErrorMeter | None, *, store: Store | None = None, progress: Progress = SILENT
+    stream: LayerStream,
+    meter: ErrorMeter | None,
+    *,
+    all_experts: bool = False,
+    store: Store | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, LayerStats]:
     """Statistics of every expert layer, by name.
 
     Args:
         stream: the model and the text.
         meter: which errors to measure; None for none.
+        all_experts: every token counts for the second moments of every expert, routed there or not.
         store: keeps finished layers; a run that finds some there goes on from them.
         progress: counts decoder layers, twice where a gradient is needed.
 
@@ -47,7 +53,8 @@ def gather(
     kept = stream.count + inside + 3 if backward else 2  # on the way back also two gradients and what went in first
     stream.reserve(store, kept=kept, mapped=5 if backward else 3)
     progress.start("calibrate", stream.count * (2 if backward else 1))
-    _go_forward(stream, None if backward else meter, store, keep_all=backward, progress=progress)
+    way = _Way(None if backward else meter, all_experts, keep_all=backward)
+    _go_forward(stream, way, store, progress)
     if backward and meter is not None:
         _go_back(stream, meter, store, progress)
     found = {}
@@ -60,14 +67,21 @@ def gather(
     return found
 
 
-def _go_forward(
-    stream: LayerStream, meter: ErrorMeter | None, store: Store, *, keep_all: bool, progress: Progress
-) -> None:
-    """Through all layers; `keep_all` keeps the input of each and the experts' sums for the way back."""
+@dataclass(frozen=True)
+class _Way:
+    """What to do on the way forward; `keep_all` keeps inputs of layers and sums of experts for the way back."""
+
+    meter: ErrorMeter | None
+    all_experts: bool
+    keep_all: bool
+
+
+def _go_forward(stream: LayerStream, way: _Way, store: Store, progress: Progress) -> None:
+    """Through all layers."""
     done = max((number + 1 for number in range(stream.count) if store.has(f"forward-{number}")), default=0)
     states = stream.new_states()
     states.copy_(store.get(f"forward-{done - 1}")["states"] if done else stream.embed())
-    if keep_all and not done:
+    if way.keep_all and not done:
         store.put("embedded", {"states": states})
     progress.advance(done)
     for number in range(done, stream.count):
@@ -78,13 +92,13 @@ def _go_forward(
                 routed = stream.route(number, states)
                 _check_finite(layer, routed)
                 out = stream.shelf.empty(*routed.hidden.shape).zero_()
-                store.put(f"stats-{number}", _forward(stream, layer, routed, out, meter).tensors())
+                store.put(f"stats-{number}", _forward(stream, layer, routed, out, way).tensors())
             stream.finish(number, states, out)
         kept = {"states": states}
-        if keep_all and out is not None:
+        if way.keep_all and out is not None:
             kept["out"] = out
         store.put(f"forward-{number}", kept)
-        if not keep_all:
+        if not way.keep_all:
             store.drop(f"forward-{number - 1}")
         progress.advance(1)
 
@@ -117,7 +131,7 @@ def _check_finite(layer: MoeLayer, routed: Routed) -> None:
 
 
 @torch.no_grad()
-def _forward(stream: LayerStream, layer: MoeLayer, routed: Routed, out: Tensor, meter: ErrorMeter | None) -> LayerStats:
+def _forward(stream: LayerStream, layer: MoeLayer, routed: Routed, out: Tensor, way: _Way) -> LayerStats:
     """Statistics of one layer; adds the experts' outputs to `out` `[T, hidden]`."""
     sample = routed.hidden[sample_rows(len(routed.hidden))]
     layer_moment = Moment(layer.hidden, diagonal=True)
@@ -127,16 +141,20 @@ def _forward(stream: LayerStream, layer: MoeLayer, routed: Routed, out: Tensor, 
         mlp = ExpertMlp.of(stream.checkpoint.expert(layer, expert), stream.activation(layer))
         token, weight = routed.of(expert)
         moments = Moment(layer.hidden, diagonal=True), Moment(layer.intermediate, diagonal=True)
-        error = _Errors(mlp, meter) if meter else None
+        error = _Errors(mlp, way.meter) if way.meter else None
         for rows in chunks(len(token), mlp.chunk()):
             x = routed.hidden[token[rows]]
             inner = mlp.inner(x)
             y = mlp.outer(inner)
-            moments[0].add(x)
-            moments[1].add(inner)
+            if not way.all_experts:
+                moments[0].add(x)
+                moments[1].add(inner)
             out.index_add_(0, token[rows], y * weight[rows, None])
             if error:
                 error.add(x, inner, y, weight[rows], None)
+        for rows in chunks(len(routed.hidden) if way.all_experts else 0, mlp.chunk()):
+            moments[0].add(routed.hidden[rows])
+            moments[1].add(mlp.inner(routed.hidden[rows]))
         at_large = Moment(layer.intermediate, diagonal=True)
         at_large.add(mlp.inner(sample))
         gate_up.append(moments[0].shrunk(layer_moment.mean()).double())

@@ -32,7 +32,13 @@ class Calibration:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, text: CalibrationText, scratch: Path, *, trust_remote_code: bool = False
+        self,
+        checkpoint: Checkpoint,
+        text: CalibrationText,
+        scratch: Path,
+        *,
+        all_experts: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         """Cut the text and read what is outside the decoder layers.
 
@@ -40,6 +46,7 @@ class Calibration:
             checkpoint: the model.
             text: what to run it on.
             scratch: folder for hidden states that do not fit in memory; made when it is needed.
+            all_experts: every token counts for the second moments of every expert.
             trust_remote_code: run Python code of the checkpoint.
         """
         tokens = sequences_for(checkpoint, text, trust_remote_code=trust_remote_code)
@@ -49,6 +56,7 @@ class Calibration:
             "text": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
             "sequences": tokens.shape[0],
             "sequence_length": tokens.shape[1],
+            **({"all_experts": True} if all_experts else {}),
         }
 
     def statistics(
@@ -62,7 +70,9 @@ class Calibration:
         settings = meter_settings(meter)
         identity = {**self.fingerprint, **settings}
         store = None if folder is None else Store.open(folder, identity, overwrite=overwrite)
-        layers = gather(self.stream, meter, store=store, progress=progress)
+        layers = gather(
+            self.stream, meter, all_experts="all_experts" in self.fingerprint, store=store, progress=progress
+        )
         bits = () if meter is None else meter.bits
         return ExpertStats(layers, bits, str(settings["quantizer"]), self.fingerprint)
 
@@ -111,7 +121,8 @@ def reuse(path: Path, fingerprint: Mapping[str, Any], meter: ErrorMeter | None) 
         CorruptFile: not a statistics file.
     """
     stats = load_stats(path)
-    for key, wanted in fingerprint.items():
+    for key in {**fingerprint, **stats.fingerprint}:
+        wanted = fingerprint.get(key)
         if stats.fingerprint.get(key) != wanted:
             raise JobMismatch(
                 f"{path}: measured with another {key.replace('_', ' ')} ({_short(stats.fingerprint.get(key))}, here "

@@ -43,6 +43,7 @@ def command(
     sequences: p.Sequences = 128,
     sequence_length: p.SequenceLength = 2048,
     seed: p.Seed = 0,
+    all_experts: p.AllExperts = False,
     overwrite: p.Overwrite = False,
     threads: p.Threads = None,
     trust_remote_code: p.TrustRemoteCode = False,
@@ -65,6 +66,7 @@ def command(
         sequences=sequences,
         sequence_length=sequence_length,
         seed=seed,
+        all_experts=all_experts,
     )
     names = [] if rules == "none" else rules.split(",")
     output.begin()

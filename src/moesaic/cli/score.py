@@ -30,6 +30,7 @@ def command(
     sequences: p.Sequences = 128,
     sequence_length: p.SequenceLength = 2048,
     stats: p.Stats = None,
+    all_experts: p.AllExperts = False,
     trust_remote_code: p.TrustRemoteCode = False,
 ) -> None:
     """Score every expert of a checkpoint (larger = deserves more bits), or work out what every width costs.
@@ -57,6 +58,7 @@ def command(
         sequences=sequences,
         sequence_length=sequence_length,
         stats=stats,
+        all_experts=all_experts,
     )
     options.make_rule()
     output.begin()

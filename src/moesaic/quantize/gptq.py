@@ -18,7 +18,7 @@ from moesaic.quantize import grid
 from moesaic.quantize.factor import Factor, prepare
 from moesaic.quantize.group_grid import GroupGrid, GroupSearch
 from moesaic.quantize.lanes import lanes
-from moesaic.quantize.mc_grid import McSearch
+from moesaic.quantize.mc_grid import McSearch, feed_back_between, inverse_coupling
 from moesaic.records import QuantizedWeight
 
 ROWS = 2048  # rows worked on at a time; fixed, so that the number of threads does not show
@@ -32,7 +32,7 @@ _MC_FEEDBACK_ABOVE = 3  # bits; with fewer, the released code feeds errors back 
 class GPTQ:
     """Rounding with error feedback, at every width.
 
-    The grid of a group is found when the group is reached, on weights that already make up for the columns before; with
+    The grid of a group is found when the group is reached, on weights that make up for the columns before; with
     `act_order`, where the columns of a group are not neighbours, on the weights as they were.
 
     Attributes:
@@ -64,6 +64,10 @@ class GPTQ:
     def __post_init__(self) -> None:
         if self.compat not in ("", "mc"):
             raise ValueError(f'compat must be "" or "mc", got {self.compat!r}')
+        if self.compat and self.act_order:
+            raise ValueError(
+                "the released scripts keep the order of the columns: compat and act_order exclude each other"
+            )
 
     def __call__(self, weight: Tensor, bits: int, second_moment: Tensor | None = None) -> QuantizedWeight:
         """Quantize `weight` `[out, in]`. See `Quantizer`.
@@ -95,8 +99,10 @@ class GPTQ:
         if factor is not None and factor.columns != columns:
             raise ValueError(f"the second moment is of {factor.columns} inputs, and the weight has {columns} columns")
         pieces = [weight.detach()[start : start + ROWS] for start in range(0, rows, ROWS)]
+        between = factor is not None and self.compat == "mc" and bits <= _MC_FEEDBACK_ABOVE
         with lanes() as side_by_side:
-            return grid.join_rows(side_by_side(lambda piece: self._rows(piece, bits, factor), pieces))
+            inverse = side_by_side(inverse_coupling, [factor.coupling])[0] if factor and between else None
+            return grid.join_rows(side_by_side(lambda piece: self._rows(piece, bits, factor, inverse), pieces))
 
     @property
     def _search(self) -> GroupSearch | McSearch:
@@ -104,8 +110,8 @@ class GPTQ:
             return McSearch(self.symmetric)
         return GroupSearch(self.symmetric, self.candidates, self.smallest, self.refits)
 
-    def _rows(self, weight: Tensor, bits: int, factor: Factor | None) -> QuantizedWeight:
-        """A piece of the rows, on the thread that it is called on."""
+    def _rows(self, weight: Tensor, bits: int, factor: Factor | None, inverse: Tensor | None) -> QuantizedWeight:
+        """A piece of the rows, on the thread that it is called on; `inverse` where errors pass between blocks only."""
         columns = weight.shape[1]
         work, power = _columns_first(weight)
         importance = torch.ones(columns) if factor is None else factor.in_place(factor.pivots)
@@ -119,22 +125,28 @@ class GPTQ:
         def search(weights: Tensor, group: int) -> GroupGrid:
             return search_in(weights, importance[groups[group]], row_scale, bits)
 
-        inside = self.compat != "mc" or bits > _MC_FEEDBACK_ABOVE
         if factor is None:
             grids = [search(work[each], number) for number, each in enumerate(groups)]
             codes = torch.cat([found.encode(work[each]) for found, each in zip(grids, groups, strict=True)])
+        elif inverse is not None:
+            codes, grids = feed_back_between(work, inverse, self.group_size, search)
         elif factor.order is None:
-            codes, grids = feed_back(work, factor.coupling, self.group_size, search, inside=inside)
+            codes, grids = feed_back(work, factor.coupling, self.group_size, search, settled=self.compat == "mc")
         else:
             static = [search(work[each], number) for number, each in enumerate(groups)]
             grids = [static[group] for group in (factor.order // self.group_size).tolist()]  # of each column
-            codes, _ = feed_back(work[factor.order], factor.coupling, 1, lambda _, column: grids[column], inside=inside)
+            codes, _ = feed_back(work[factor.order], factor.coupling, 1, lambda _, column: grids[column])
             codes, grids = factor.in_place(codes), static
         return _put_together(codes, grids, row_scale, power, self.group_size)
 
 
 def feed_back(
-    work: Tensor, coupling: Tensor, group_size: int, search: Callable[[Tensor, int], GroupGrid], *, inside: bool = True
+    work: Tensor,
+    coupling: Tensor,
+    group_size: int,
+    search: Callable[[Tensor, int], GroupGrid],
+    *,
+    settled: bool = False,
 ) -> tuple[Tensor, list[GroupGrid]]:
     """Round columns in turn, each from what it is plus its share of the errors so far.
 
@@ -143,7 +155,10 @@ def feed_back(
         coupling: `[columns, columns]` float32, see `Factor`.
         group_size: columns that have a grid together: 1, or a number of which a block is a multiple.
         search: called with the weights of a group as they are when it is reached, and its number.
-        inside: also feed errors back within a block; False is a flaw to reproduce.
+        settled: find the grid of a group where the published routine finds it, on the weights that would be best if
+            none of the group were rounded. Without it, each column is what it is to be rounded from if the columns of
+            the group before it stayed as they were: further apart, and at 1 and 2 bits the better guess of what the
+            grid has to hold (docs/methods/gptq.md).
 
     Returns:
         Codes `[columns, rows]` uint8 and the grids of the groups.
@@ -162,19 +177,32 @@ def feed_back(
         for low in range(start, end, strip_size):
             high = min(low + strip_size, end)
             if group_size > 1 and low % group_size == 0:
-                grids.append(search(target[low - start : low - start + group_size], low // group_size))
+                group = slice(low, min(low + group_size, columns))
+                found = target[low - start : group.stop - start]
+                grids.append(search(_settled(work, found, coupling, group) if settled else found, low // group_size))
             for column in range(low, high):
                 if group_size == 1:
                     grids.append(search(target, column))
                 wanted = target[column - start]
-                if inside and column > low:
+                if column > low:
                     wanted.addmv_(work[low:column].T, coupling[column, low:column])
                 code = grids[-1].encode(wanted, out=rounded[column - start])
                 work[column].sub_(grids[-1].decode(code))
-            if inside and high < end:
+            if high < end:
                 target[high - start :].addmm_(coupling[high:end, low:high], work[low:high])
         codes[start:end] = rounded  # whole numbers that a byte holds
     return codes, grids
+
+
+def _settled(work: Tensor, target: Tensor, coupling: Tensor, group: slice) -> Tensor:
+    """A group as it makes up best for the columns before it, none of its own being rounded yet. `[columns, rows]`
+
+    `target` holds for each column of the group what the errors so far add to its weight; but as a column before it in
+    the group makes up for some of them, less is left to do. That is forward substitution.
+    """
+    added = target - work[group]
+    share = torch.linalg.solve_triangular(coupling[group, group], added, upper=False, unitriangular=True)
+    return work[group] + share
 
 
 def _columns_first(weight: Tensor) -> tuple[Tensor, Tensor]:

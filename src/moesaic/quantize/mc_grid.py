@@ -1,12 +1,19 @@
-"""The grid search of the released code of MC and of the router-norm paper, with its flaw; for reproduction only.
+"""What the released code of MC and of the router-norm paper does otherwise, flaws included; for reproduction only.
 
-It tries 101 factors on the range, from 0.9 to 1.1, and takes the one of least `sum |error|^2.4`. What it calls the
-error is not: weights that have been decoded already are decoded once more, `s (s (q - z) - z)`, before the weights are
-taken off. The code does that unless it is told to pack, and its scripts do not tell it.
+**Errors** are fed back between blocks of 128 columns only, up to 3 bits. Inside a block every column is rounded
+from what it was when the block began, and the errors that later blocks make up for are those of these columns. Our
+`Factor` holds shares of the errors counted from the first weights; theirs count from the weights as they are by
+then, and go with the rows of the inverse Hessian's Cholesky factor, which is the inverse of the unit triangle that
+`Factor` describes.
+
+**The grid search** tries 101 factors on the range, from 0.9 to 1.1, and takes the one of least `sum |error|^2.4`.
+What it calls the error is not: weights that have been decoded already are decoded once more, `s (s (q - z) - z)`,
+before the weights are taken off. The code does that unless it is told to pack, and its scripts do not tell it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +26,7 @@ _FACTORS = 101
 _WIDEST = 1.1
 _NARROWEST = 0.9
 _NORM = 2.4
+_BLOCK = 128  # columns
 
 
 @dataclass(frozen=True)
@@ -54,3 +62,42 @@ class McSearch:
 
     def _ranged(self, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:
         return grid.range_grid(low, high, bits, symmetric=self.symmetric)
+
+
+def inverse_coupling(coupling: Tensor) -> Tensor:
+    """Row `j`: what of the error of each column before it, as rounded, column `j` is changed by. `[columns, columns]`
+
+    The inverse of the unit lower triangle whose strict part is `coupling`.
+    """
+    columns = coupling.shape[0]
+    lower = coupling.tril(-1)
+    return torch.linalg.solve_triangular(lower, torch.eye(columns), upper=False, unitriangular=True)
+
+
+def feed_back_between(
+    work: Tensor, inverse: Tensor, group_size: int, search: Callable[[Tensor, int], GroupGrid]
+) -> tuple[Tensor, list[GroupGrid]]:
+    """Round block after block, each from what it is less its share of the errors of those before.
+
+    Args:
+        work: `[columns, rows]` float32; holds the errors afterwards.
+        inverse: see `inverse_coupling`.
+        group_size: columns that have a grid together, at most a block.
+        search: called with the weights of a group as they are when its block is reached, and its number.
+
+    Returns:
+        Codes `[columns, rows]` uint8 and the grids of the groups.
+    """
+    columns, rows = work.shape
+    codes = torch.empty(columns, rows, dtype=torch.uint8)
+    grids: list[GroupGrid] = []
+    for start in range(0, columns, _BLOCK):
+        block = slice(start, min(start + _BLOCK, columns))
+        target = torch.addmm(work[block], inverse[block, :start], work[:start], alpha=-1) if start else work[block]
+        for low in range(start, block.stop, group_size):
+            group = target[low - start : low - start + group_size]
+            grids.append(search(group, low // group_size))
+            found = grids[-1].encode(group)
+            codes[low : low + len(group)] = found
+            work[low : low + len(group)] = group - grids[-1].decode(found)
+    return codes, grids
