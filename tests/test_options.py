@@ -23,12 +23,19 @@ def options(**changes: Any) -> CompressOptions:
 def test_the_defaults_are_the_papers_method() -> None:
     """Router norm reordered by MaxVar with zeta 3, three levels 1, 2, 3."""
     made = options()
+    assert made.make_rule() == AlphaTailCost()
+    assert made.make_allocator() == GlobalMilp()
+    assert made.other_bits == 4
+
+
+def test_the_method_of_router_norms() -> None:
+    """By its name the method of Chowdhury et al. is had with its own levels and its own zeta."""
+    made = options(rule="router_norm+max_var")
     scorer = made.make_rule()
     assert isinstance(scorer, Reorder)
     assert scorer.zeta == 3
     assert not scorer.single_sweep
     assert made.make_allocator() == ThreeLevel(levels=(1, 2, 3))
-    assert made.other_bits == 4
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))
@@ -60,7 +67,7 @@ def test_every_allocator_can_be_made(name: str) -> None:
 def test_knobs_reach_the_rule_that_has_them() -> None:
     """Seed, zeta and single sweep go to the rules with a field of that name."""
     assert options(rule="random", seed=7).make_rule() == Random(seed=7)
-    reorder = options(zeta=2.0, single_sweep=True).make_rule()
+    reorder = options(rule="router_norm+max_var", zeta=2.0, single_sweep=True).make_rule()
     assert isinstance(reorder, Reorder)
     assert (reorder.zeta, reorder.single_sweep) == (2, True)
 
@@ -77,8 +84,9 @@ def test_knobs_reach_the_rules_inside_a_rule() -> None:
 
 
 def test_the_allocator_says_whether_a_rule_scores_or_costs() -> None:
-    """A name that is both is what the allocator needs; a rule of costs alone goes to the global allocator."""
-    assert isinstance(options(rule="alpha_tail").make_rule(), AlphaTail)
+    """A name that is both is what the allocator needs; without one, a rule that has costs goes to the global one."""
+    assert isinstance(options(rule="alpha_tail", allocator="three_level").make_rule(), AlphaTail)
+    assert isinstance(options(rule="alpha_tail").make_rule(), AlphaTailCost)
     assert isinstance(options(rule="alpha_tail", allocator="pmq").make_rule(), AlphaTailCost)
     assert isinstance(options(rule="fisher_error").make_allocator(), GlobalMilp)
     assert options(rule="fisher_error", levels=(2, 4)).make_allocator() == GlobalMilp(levels=(2, 4))
@@ -104,13 +112,13 @@ def test_a_rule_of_the_wrong_kind_is_refused(rule: str, allocator: str, words: s
 )
 def test_levels_choose_the_allocator(levels: tuple[int, ...], allocator: object) -> None:
     """Two levels mean two_level, three mean three_level."""
-    assert options(levels=levels).make_allocator() == allocator
+    assert options(rule="router_norm", levels=levels).make_allocator() == allocator
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8, 16])
 def test_a_width_as_budget(bits: int) -> None:
     """At a width above 3 every expert gets that width."""
-    assert bits <= 3 or isinstance(options(bits=bits).make_allocator(), Uniform)
+    assert bits <= 3 or isinstance(options(rule="router_norm", bits=bits).make_allocator(), Uniform)
 
 
 @pytest.mark.parametrize(
@@ -152,13 +160,13 @@ def test_levels_for_an_allocator_without() -> None:
 def test_impossible_levels(levels: tuple[int, ...]) -> None:
     """Levels that no allocator takes are refused by the option's name."""
     with pytest.raises(UsageError, match="--levels"):
-        options(levels=levels).make_allocator()
+        options(rule="router_norm", levels=levels).make_allocator()
 
 
 def test_a_rules_knob_out_of_range() -> None:
     """A zeta that would make the reordering run in circles is refused."""
     with pytest.raises(UsageError, match="zeta"):
-        options(zeta=1.0).make_rule()
+        options(rule="router_norm+max_var", zeta=1.0).make_rule()
 
 
 @pytest.mark.parametrize("bits", [0, -1, 16.5, float("nan"), float("inf")])

@@ -60,7 +60,7 @@ def test_the_manifest(tiny_checkpoint: Tiny, tmp_path: Path) -> None:
     assert found["source"]["model_type"] == "mixtral"
     assert found["options"] == OPTIONS.recorded()
     assert found["plan"]["requested_bits"] == found["plan"]["reached_bits"] == found["code_bits"] == 2.5
-    assert found["scores"]["rule"] == "router_norm+max_var"
+    assert found["scores"]["rule"] == "alpha_tail"
     assert set(found["versions"]) == {"moesaic", "torch", "transformers", "safetensors", "python"}
     assert set(found["files"]) == {path.name for path in out.iterdir()} - {"moesaic.json"}
     for name, said in found["files"].items():

@@ -25,15 +25,15 @@ _USUAL_BITS = 2.5
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """Options of `compress`. The defaults are the paper's method.
+    """Options of `compress`. The defaults are what did best without data (docs/evidence.md).
 
     Attributes:
         bits: average code bits over the experts. Of `bits`, `bpw`, `size` and `plan` exactly one is given.
         bpw: stored bits per weight of the experts, scales and padding included, that may not be exceeded.
         size: bytes of the whole folder, everything in it included, that may not be exceeded.
         rule: a name in `scores.SCORERS`, or in `scores.COSTS` for an allocator that weighs costs.
-        allocator: a name in `allocate.ALLOCATORS`; None for the paper's choice at this budget, or `global` where the
-            rule is one of costs.
+        allocator: a name in `allocate.ALLOCATORS`; None for `global` where the rule can say what widths cost, else for
+            the levels of Chowdhury et al. at this budget.
         levels: the widths that the allocator may use; None for its own.
         per_matrix: widths of their own for gate_up and down.
         plan: a plan file to use instead of rule and allocator.
@@ -58,7 +58,7 @@ class CompressOptions:
     bits: float | None = None
     bpw: float | None = None
     size: int | None = None
-    rule: str = "router_norm+max_var"
+    rule: str = "alpha_tail"
     allocator: str | None = None
     levels: tuple[int, ...] | None = None
     per_matrix: bool = False
@@ -134,12 +134,12 @@ class CompressOptions:
             UnknownName: with the nearest.
             UsageError: levels or a knob that it cannot use.
         """
-        if self.allocator is None and self.levels is None and not knobs and not self._costs_only:
+        if self.allocator is None and self.levels is None and not knobs and not self._has_costs:
             return self._by_matrix(default_allocator(self.budget))
         by_count = {2: "two_level", 3: "three_level"}
         name = (
             self.allocator
-            or ("global" if self._costs_only else None)
+            or ("global" if self._has_costs else None)
             or by_count.get(len(self.levels or ()), "three_level")
         )
         made = look_up(name, ALLOCATORS, kind="allocator", group="allocators")
@@ -164,7 +164,7 @@ class CompressOptions:
             UnknownName, UsageError: as `make_allocator`.
         """
         if self.allocator is None:
-            return self._costs_only
+            return self._has_costs
         return needs_costs(self.make_allocator())
 
     @property
@@ -186,8 +186,8 @@ class CompressOptions:
         return self.wants_stats or needs_moment(self.make_quantizer()) or self.repair_routers
 
     @property
-    def _costs_only(self) -> bool:
-        return self.rule in COSTS and self.rule not in SCORERS
+    def _has_costs(self) -> bool:
+        return self.rule in COSTS
 
     def make_rule(self) -> Scorer | CostRule:
         """The rule of that name, its knobs set where it has them: a rule of costs where the allocator weighs costs.

@@ -14,7 +14,7 @@ from tests.processes import call_cli
 def scores(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scores of the tiny model."""
     path = tmp_path_factory.mktemp("scores") / "scores.json"
-    assert call_cli("score", mixtral, "-o", path).code == 0
+    assert call_cli("score", mixtral, "--rule", "router_norm+max_var", "-o", path).code == 0
     return path
 
 

@@ -35,7 +35,8 @@ def wait_for_unit(process: Running, out: Path, units: int) -> None:
 
 def test_the_report_for_people(mixtral: Path, tmp_path: Path) -> None:
     """The summary says method, which router norm was used, budget and size; nothing goes to standard error."""
-    result = run_cli("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5)
+    command = ("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5)
+    result = run_cli(*command, "--rule", "router_norm+max_var")
     assert result.code == 0
     assert result.err == ""
     lines = result.out.splitlines()
@@ -43,12 +44,15 @@ def test_the_report_for_people(mixtral: Path, tmp_path: Path) -> None:
     assert lines[1] == "  router norm   final norm (initial router not given)"
     assert "2.500 a weight of the experts (asked for 2.5)" in result.out
     assert len(lines) == 6
+    result = run_cli(*command, "--overwrite")
+    assert result.out.splitlines()[0].startswith(f"{tmp_path / 'out'}: alpha_tail, global")
+    assert "router norm" not in result.out
 
 
 def test_the_router_norm_change_is_reported(mixtral: Path, tmp_path: Path) -> None:
     """With --initial the output says that the change of the norm was used."""
     arguments = ("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5, "--initial", mixtral)
-    result = run_cli(*arguments)
+    result = run_cli(*arguments, "--rule", "router_norm+max_var")
     assert "change (final minus initial norm)" in result.out
     scores = json.loads((tmp_path / "out" / "moesaic.json").read_text())["scores"]
     assert all(change == 0 for change in scores["details"]["parts"]["router_norm"]["model.layers.0.mlp.experts"])
@@ -267,6 +271,6 @@ def test_verbose_says_what_is_done(mixtral: Path, tmp_path: Path) -> None:
     """-v names the stages on standard error, -vv adds the traceback of a failure."""
     result = run_cli("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5, "-v")
     assert "mixtral" in result.err
-    assert "plan: router_norm+max_var" in result.err
+    assert "plan: alpha_tail" in result.err
     failure = run_cli("compress", tmp_path / "nowhere", "-o", tmp_path / "other", "--bits", 2.5, "-vv")
     assert "Traceback" in failure.err

@@ -41,7 +41,8 @@ def command(
     given = _read(file)
     name = allocator or ("global" if isinstance(given, CostTable) else None)
     by_matrix = isinstance(given, CostTable) and given.per_matrix
-    options = CompressOptions(bits=bits, allocator=name, levels=p.parse_levels(levels), per_matrix=by_matrix)
+    rule = "router_norm"  # one of scores: where no allocator is named, the rule decides it, and this file is of scores
+    options = CompressOptions(bits=bits, rule=rule, allocator=name, levels=p.parse_levels(levels), per_matrix=by_matrix)
     knobs = {"at_least_one": p.parse_at_least(at_least), "form": form, "solver": solver}
     made = options.make_allocator(**{knob: value for knob, value in knobs.items() if value is not None})
     if model is not None:

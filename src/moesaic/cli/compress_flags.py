@@ -52,7 +52,7 @@ class CompressFlags:
             rich_help_panel="How many bits",
         ),
     ] = 4
-    rule: p.Rule = "router_norm+max_var"
+    rule: p.Rule = "alpha_tail"
     initial: p.Initial = None
     zeta: p.Zeta = 3.0
     single_sweep: p.SingleSweep = False

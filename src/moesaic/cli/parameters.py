@@ -43,7 +43,7 @@ AllocatorName = Annotated[
     str | None,
     typer.Option(
         help="With scores: uniform, two_level, three_level; with costs: pmq, global, uniform.  "
-        "[default: the paper's choice for the budget; global for costs]",
+        "[default: global for costs; for scores the levels of Chowdhury et al.]",
         rich_help_panel="How many bits",
     ),
 ]
@@ -53,7 +53,7 @@ Method = Annotated[
         "--allocator",
         "--method",
         help="With scores: uniform, two_level, three_level; with costs: pmq, global, uniform.  "
-        "[default: the paper's choice for the budget; global for costs]",
+        "[default: global for costs; for scores the levels of Chowdhury et al.]",
         rich_help_panel="How many bits",
     ),
 ]

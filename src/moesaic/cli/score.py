@@ -19,7 +19,7 @@ def command(
     model: p.Model,
     output: Output,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Scores file to write.  [default: print]")] = None,
-    rule: p.Rule = "router_norm+max_var",
+    rule: p.Rule = "alpha_tail",
     initial: p.Initial = None,
     zeta: p.Zeta = 3.0,
     single_sweep: p.SingleSweep = False,

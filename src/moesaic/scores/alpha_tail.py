@@ -59,7 +59,7 @@ class AlphaTailCost:
         per_matrix: costs apart for gate_up and down.
     """
 
-    bits: tuple[int, ...] = (1, 2, 3, 4)
+    bits: tuple[int, ...] = WIDTHS
     gamma: float = 1.0
     seed: int = 0
     per_matrix: bool = False
