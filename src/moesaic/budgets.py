@@ -84,8 +84,10 @@ class ByteBudget:
         layer = next(each for each in self.checkpoint.layers if each.name == layer_of_entry(name))
         _, dtype = self.checkpoint.parameter_shape_and_dtype(layer.parameters()[0])
         made = self.options.make_quantizer()
-        grid = {"group_size": made.group_size, "symmetric": made.symmetric}
-        sizes = {entry: entry_bytes(layer, entry, width, dtype=dtype, **grid) for entry in ENTRIES}
+        sizes = {
+            entry: entry_bytes(layer, entry, width, group_size=made.group_size, symmetric=made.symmetric, dtype=dtype)
+            for entry in ENTRIES
+        }
         return sum(size for entry, size in sizes.items() if name in (layer.name, entry_layer(layer.name, entry)))
 
     @property
