@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from moesaic.allocate import in_bytes, only_budgets
 from moesaic.allocate.fit import Fit, fit_of_bytes, largest_fit, smallest_fit
@@ -85,8 +84,10 @@ class ByteBudget:
         layer = next(each for each in self.checkpoint.layers if each.name == layer_of_entry(name))
         _, dtype = self.checkpoint.parameter_shape_and_dtype(layer.parameters()[0])
         made = self.options.make_quantizer()
-        size_of = partial(entry_bytes, layer, width=width, dtype=dtype, group_size=made.group_size)
-        sizes = {entry: size_of(entry, symmetric=made.symmetric) for entry in ENTRIES}
+        sizes = {
+            entry: entry_bytes(layer, entry, width, group_size=made.group_size, symmetric=made.symmetric, dtype=dtype)
+            for entry in ENTRIES
+        }
         return sum(size for entry, size in sizes.items() if name in (layer.name, entry_layer(layer.name, entry)))
 
     @property

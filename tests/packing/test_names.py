@@ -32,6 +32,18 @@ def specs(layer: MoeLayer, bits: LayerBits, bias: torch.dtype | None = None) -> 
     return {spec.name: (spec.dtype, spec.shape) for spec in found}
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_bytes_of_an_expert_add_up(symmetric: bool) -> None:
+    """An entry's tensors have the bytes of its experts, whatever the mixture of widths."""
+    for entry, layout in names.entry_layouts(LAYER, MIXED, 64, symmetric).items():
+        total = sum(torch.Size(shape).numel() * (2 if width == 16 else 1) for width, shape in layout.shapes().items())
+        each = [
+            names.entry_bytes(LAYER, entry, width, group_size=64, symmetric=symmetric, dtype=torch.bfloat16)
+            for width in MIXED.entry(entry)
+        ]
+        assert sum(each) == total
+
+
 @pytest.mark.parametrize(
     ("bits", "packed"),
     [(MIXED, True), (LayerBits((16,) * 3, (16,) * 3), False), (LayerBits((16,) * 3, (16, 16, 8)), True)],
