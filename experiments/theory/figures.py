@@ -9,7 +9,7 @@ from typing import Any
 from experiments.figures import COLOURS, curve, dots, panels
 from matplotlib.axes import Axes
 
-from .cases import TRACKS, VARIED, VARIED_SHARE
+from .cases import SHARES, TRACKS, VARIED, VARIED_SHARE
 from .summary import as_interval
 
 Case = Mapping[str, Any]
@@ -53,6 +53,13 @@ def _line(axes: Axes, cases: Sequence[tuple[float, Any]], label: str, number: in
         curve(axes, [x for x, _ in known], [y for _, y in known], label, number)
 
 
+def _ticks(axes: Axes, places: Sequence[float]) -> None:
+    """A logarithmic axis with the measured places as its only ticks."""
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.minorticks_off()
+
+
 def _step(case: Case, moment: str) -> str:
     return str(case[moment] or case["end"])
 
@@ -66,7 +73,9 @@ def _changes(sweeps: Mapping[str, Sequence[Case]], path: Path) -> None:
                     (_share(c), c["steps"][_step(c, moment)]["groups"][group]["router_change"]) for c in sweeps[track]
                 ]
                 _line(axes[at], rows, group, GROUP_COLOUR[group])
-            axes[at].set(xscale="log", title=f"{track}, {MOMENTS[moment]}", xlabel="share a", ylabel="router change Λ")
+            axes[at].set(title=f"{track}, {MOMENTS[moment]}", xlabel="share a", ylabel="router change Λ")
+            axes[at].set(yscale="log", ylim=(1e-6, 1))
+            _ticks(axes[at], SHARES)
             axes[at].legend(frameon=False)
 
 
@@ -85,17 +94,20 @@ def _activations(sweeps: Mapping[str, Sequence[Case]], path: Path) -> None:
 
 def _over_time(sweeps: Mapping[str, Sequence[Case]], path: Path) -> None:
     """Order of the changes and ratio of activations over the steps, at one share."""
+    steps_shown: list[int] = []
     with panels(path, 3) as axes:
         for number, (track, cases) in enumerate(sweeps.items()):
             for case in _at_share(cases):
                 steps = {int(step): state for step, state in case["steps"].items()}
+                steps_shown = max(steps_shown, list(steps), key=len)
                 label = f"{track}, a = {_share(case):g}"
                 order = "router_change: prevalent > rarer"
                 _line(axes[0], [(s, state["order"][order]) for s, state in steps.items()], label, number)
                 _line(axes[1], [(s, state["activation_ratio"]) for s, state in steps.items()], label, number)
                 _line(axes[2], [(s, state["errors"]["balanced"]) for s, state in steps.items()], label, number)
         for panel in axes:
-            panel.set(xscale="log", xlabel="SGD steps")
+            panel.set_xlabel("SGD steps")
+            _ticks(panel, steps_shown)
         axes[0].axhline(0.5, color="#555555", linestyle="--", linewidth=1)
         axes[0].set(title="order of the router changes", ylabel="P(Λ prevalent > Λ rarer)")
         axes[1].set(title="ratio of activations", ylabel="prevalent over rarer", yscale="log")
@@ -131,7 +143,7 @@ def _plans(sweeps: Mapping[str, Sequence[Case]], path: Path) -> None:
     with panels(path, 2, width=5.4, height=3.4) as axes:
         for panel, track in zip(axes, VARIED, strict=True):
             for case in _at_share(sweeps[track]):
-                for number, pair in enumerate(("4/2 at 3", "3/2 at 2.5")):
+                for number, pair in enumerate(("3/1 at 2", "4/2 at 3")):
                     rows = {rule: as_interval(case["plans"][f"{pair}: {rule}"]["balanced"]) for rule in RULES}
                     dots(panel, rows, number, f"{pair} bits", shift=0.25 * number)
                 full = case["plans"]["full"]["balanced"][0]

@@ -24,8 +24,9 @@ ORDERS = (
     "router_change: rarer > none",
     "router_norm: prevalent > rarer",
 )
+WITH_ALL_STEPS = (0.1, 0.2)  # shares at which a track that is not varied is shown over time
 KEPT_PAIRS = ("3/1 at 2", "3/2 at 2.5", "4/2 at 3", "5/3 at 4")
-WIDTHS_ALONE = ("1", "2")
+WIDTHS_ALONE = ("2",)
 DIFFERENCES = ("small change", "large change", "frequently used", "small change, idle experts last")
 ALONE = ("rank correlation with small change", "the same, experts that learned a feature", *GROUPS)
 
@@ -99,19 +100,23 @@ def _case(record: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: record[key] for key in ("case", "track", "change", "setting", "learnt", "end", "seconds")}
     a = record["setting"]["a"]
     found["log2_ratio"] = round(math.log2((1 - a) / a), 4)
-    swept = not record["change"]
+    swept, varied = not record["change"], record["track"] in VARIED
     found["steps"] = {
-        step: _state(state) for step, state in record["steps"].items() if swept or int(step) in moments.values()
+        step: _state(state)
+        for step, state in record["steps"].items()
+        if (swept and (varied or a in WITH_ALL_STEPS)) or int(step) in moments.values()
     }
     found["at"] = {
         name: _depth(record["depth"][str(step)], curves=swept and name == "learnt") for name, step in moments.items()
     }
     plans = record["depth"][str(moments["learnt"])]["plans"]
     found["plans_against_random"] = _against_random(plans)
-    if swept and record["track"] in VARIED:
+    if swept and varied:
         found["plans"] = _plans(plans)
     if "variance" in record:
-        found["variance"] = {key: _errors(value) for key, value in record["variance"].items()}
+        found["variance"] = {
+            key: _errors(value) for key, value in record["variance"].items() if not key.split("; ")[1].startswith("6/4")
+        }
     return found
 
 
