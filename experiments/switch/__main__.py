@@ -19,7 +19,6 @@ import transformers
 from .figures import draw
 from .measure import Lines, Measured
 from .models import Run, ensure_finetuned, ensure_pretrained
-from .quantizers import QUANTIZERS
 from .quick import bundled_corpus
 from .record import make_record
 from .report import markdown
@@ -36,9 +35,11 @@ def carry_out(settings: Settings, corpus: Path, work: Path) -> dict[str, Any]:
     for seed in run.seeds:
         ensure_finetuned(run, seed)
     measured = [Measured(run, seed, Lines(work / f"measured_{seed}.jsonl")) for seed in run.seeds]
-    for quantizer in settings.quantizers:
+    for table in settings.tables.values():
         for each in measured:
-            each.ensure(quantizer)
+            each.ensure(table)
+    for each in measured:
+        each.ensure_truth()
     return make_record(run, measured)
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of checkpoints and finished measurements")
     parser.add_argument("--save", type=Path, help="where the record goes; record.json in the work folder otherwise")
     parser.add_argument("--finetune", type=int, metavar="SEED", help="only fine-tune with this seed")
-    parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, help="measure and report only these")
+    parser.add_argument("--tables", nargs="+", choices=FULL.tables, help="measure and report only these")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--figures", nargs="?", type=Path, const=RECORD, help="draw this record")
     a = parser.parse_args()
@@ -62,8 +63,8 @@ def main() -> None:
     if a.work is None or (a.corpus is None and not a.quick):
         parser.error("give --work, and --corpus or --quick")
     settings = QUICK if a.quick else FULL
-    if a.quantizers:
-        settings = dataclasses.replace(settings, quantizers=tuple(a.quantizers))
+    if a.tables:
+        settings = dataclasses.replace(settings, tables={name: settings.tables[name] for name in a.tables})
     corpus = bundled_corpus(a.work / "corpus") if a.quick and a.corpus is None else a.corpus
     if a.finetune is not None:
         ensure_finetuned(Run(settings, corpus, a.work), a.finetune)

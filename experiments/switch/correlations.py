@@ -1,7 +1,7 @@
 """Does the change of a router's norm rank experts as the paper says? Rank correlations within each layer.
 
-The truth is the rise of the test loss when one expert alone goes to the low width. `rise for each use` is that rise
-over the share of tokens that the expert serves: how sensitive the model is to it when it is used.
+The truth is the rise of the test loss when one expert alone goes to one bit (`Settings.truth`). `rise for each use` is
+that rise over the share of tokens that the expert serves: how sensitive the model is to it when it is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .measure import Line, Measured
 
 CHANGE, NORM, FREQUENCY, WEIGHT, MAX_VAR = "norm change", "final norm", "frequency", "routing weight", "MaxVar"
 RISE, EACH_USE, HALF, OTHER_HALF = "rise", "rise for each use", "rise, half", "rise, other half"
-DRAWS = 1000
 Values = dict[str, dict[str, list[float]]]  # name -> layer -> one number an expert
 
 
@@ -37,11 +36,10 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def rise(measured: Measured) -> dict[str, np.ndarray]:
     """Layer -> `[experts, sentences]`, what the loss of each sentence rises by when that expert alone is rounded."""
-    quantizer = measured.run.settings.truth
     full = np.asarray(measured.lines.found[f"{measured.seed}|full"]["loss"])
 
     def of(layer: str, expert: int) -> np.ndarray:
-        line: Line = measured.lines.found[f"{measured.seed}|{quantizer}|alone|{layer}|{expert}"]
+        line: Line = measured.lines.found[measured.truth_key(layer, expert)]
         return np.asarray(line["loss"]) - full
 
     return {
@@ -86,12 +84,12 @@ PAIRS = (
 )
 
 
-def correlations(values: Mapping[int, Values]) -> list[dict[str, Any]]:
+def correlations(values: Mapping[int, Values], draws: int) -> list[dict[str, Any]]:
     """Each pair: by layer and seed (interval over experts), and the mean (intervals over layers, and over seeds)."""
     rows = []
     for one, other in PAIRS:
         each = [
-            {"seed": seed, "layer": layer, **bootstrap(spearman, found[one][layer], found[other][layer], draws=DRAWS)}
+            {"seed": seed, "layer": layer, **bootstrap(spearman, found[one][layer], found[other][layer], draws=draws)}
             for seed, found in values.items()
             for layer in found[one]
         ]
@@ -102,6 +100,11 @@ def correlations(values: Mapping[int, Values]) -> list[dict[str, Any]]:
             if any(row["seed"] == seed and np.isfinite(row["mean"]) for row in each)
         ]
         if means:
-            row = {"of": one, "with": other, "layers": bootstrap(np.mean, means), "seeds": over_runs(by_seed)}
+            row = {
+                "of": one,
+                "with": other,
+                "layers": bootstrap(np.mean, means, draws=draws),
+                "seeds": over_runs(by_seed),
+            }
             rows.append({**row, "each": each})
     return rows

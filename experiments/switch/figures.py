@@ -17,44 +17,41 @@ SHOWN = (*BASES, "router-norm change" + WITH_MAX_VAR, RANDOM)
 
 def draw(record: Row, folder: Path) -> None:
     """Write all figures to `folder`."""
-    quantizers = list(dict.fromkeys(row["quantizer"] for row in record["table"]))
-    _curves(record, quantizers, folder / "switch_table.svg")
-    _against_random(record, quantizers, folder / "switch_against_random.svg")
+    tables = list(dict.fromkeys(row["table"] for row in record["table"]))
+    _curves(record, tables, folder / "switch_table.svg")
+    _against_random(record, tables, folder / "switch_against_random.svg")
     _correlations(record, folder / "switch_correlations.svg")
     _experts(record, folder / "switch_experts.svg")
 
 
-def _curves(record: Row, quantizers: list[str], path: Path) -> None:
-    """ROUGE-2 and loss over the average width, a line a rule; all lines end in uniform 2 and 3."""
-    with panels(path, columns=2, rows=len(quantizers), width=4.6) as axes:
-        for at, (quantizer, metric) in enumerate((q, m) for q in quantizers for m in LABELS):
-            rows = [row for row in record["table"] if row["quantizer"] == quantizer]
+def _curves(record: Row, tables: list[str], path: Path) -> None:
+    """ROUGE-2 and loss over the average width, a line a rule; all lines end in uniform plans."""
+    with panels(path, columns=2, rows=len(tables), width=4.6) as axes:
+        for at, (table, metric) in enumerate((t, m) for t in tables for m in LABELS):
+            rows = [row for row in record["table"] if row["table"] == table]
             ends = [row for row in rows if row["rule"] == UNIFORM]
             for number, rule in enumerate(SHOWN):
                 line = sorted([*ends, *(row for row in rows if row["rule"] == rule)], key=lambda row: row["bits"])
                 curve(axes[at], [row["bits"] for row in line], [row[metric]["items"] for row in line], rule, number)
                 axes[at].collections[-1].set_alpha(0.0)  # bands of one test set overlap; differences are drawn apart
-            axes[at].set(xlabel="average bits of expert weights", ylabel=LABELS[metric], title=quantizer.upper())
+            axes[at].set(xlabel="average bits of expert weights", ylabel=LABELS[metric], title=table)
         axes[0].legend(fontsize=6)
 
 
-def _against_random(record: Row, quantizers: list[str], path: Path) -> None:
+def _against_random(record: Row, tables: list[str], path: Path) -> None:
     """What each rule gains over random allocations of the same widths, paired by sentence."""
     rules = [rule for rule in (*_with_max_var(), *OTHERS) if any(row["rule"] == rule for row in record["table"])]
-    widths = sorted({row["bits"] for row in record["table"] if "over_random" in row})
-    with panels(path, columns=2, rows=len(quantizers), width=5.2, height=3.9) as axes:
-        for at, (quantizer, metric) in enumerate((q, m) for q in quantizers for m in LABELS):
+    with panels(path, columns=2, rows=len(tables), width=5.2, height=3.9) as axes:
+        for at, (table, metric) in enumerate((t, m) for t in tables for m in LABELS):
+            mixed = [row for row in record["table"] if row["table"] == table and "over_random" in row]
+            widths = sorted({row["bits"] for row in mixed})
             for number, bits in enumerate(widths):
-                found = {
-                    row["rule"]: row["over_random"][metric]["items"]
-                    for row in record["table"]
-                    if row["quantizer"] == quantizer and row["bits"] == bits and "over_random" in row
-                }
+                found = {row["rule"]: row["over_random"][metric]["items"] for row in mixed if row["bits"] == bits}
                 shift = (number - (len(widths) - 1) / 2) * 0.15
                 dots(axes[at], {rule: found[rule] for rule in rules}, number, f"{bits:g} bits", shift)
             axes[at].axvline(0, color="#555555", linewidth=0.8)
             better = "right is better" if metric == "rouge2" else "left is better"
-            axes[at].set(xlabel=f"{LABELS[metric]}, less random's ({better})", title=quantizer.upper())
+            axes[at].set(xlabel=f"{LABELS[metric]}, less random's ({better})", title=table)
             if at % 2:
                 axes[at].set_yticklabels([])
         axes[0].legend(fontsize=6)
@@ -83,7 +80,7 @@ def _experts(record: Row, path: Path) -> None:
     values = record["experts"][seed]
     with panels(path, columns=2) as axes:
         _scatter(axes[0], values, "frequency", "share of the tokens")
-        _scatter(axes[1], values, "rise", "rise of loss at 2 bits alone, nats a token")
+        _scatter(axes[1], values, "rise", "rise of loss at one bit alone, nats a token")
         axes[1].axhline(0, color="#555555", linewidth=0.8)
         axes[0].legend(fontsize=6)
 

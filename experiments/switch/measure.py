@@ -18,7 +18,7 @@ from .models import TEST_SEED, Run, generate, item_losses, open_finetuned
 from .observe import Moments, expert_layers, expert_stats, moments, observe
 from .quantizers import Plan, Rounded, stored_bits
 from .rules import allocations, open_weights, rules
-from .settings import LEVELS
+from .settings import Table
 from .task import even_sample, held_out_pairs, rouge2
 
 Line = dict[str, Any]
@@ -90,32 +90,36 @@ class Measured:
         losses = item_losses(model, self.tokenizer, self.run.test)
         return {"rouge2": [round(each, 3) for each in scores], "loss": [round(each, 5) for each in losses]}
 
-    def ensure(self, quantizer: str) -> None:
-        """Full precision, every plan with one quantizer, and, for the truth's, every expert alone at the low width."""
-        settings = self.run.settings
+    def ensure(self, table: Table) -> None:
+        """Full precision and every plan of a table."""
         self.lines.ensure(f"{self.seed}|full", lambda: self.quality(open_finetuned(self.run, self.seed)))
         plans = {
-            f"{self.seed}|{quantizer}|{each.key}": each.plan
-            for each in allocations(self.weights, self.scores, settings)
+            f"{self.seed}|{table.quantizer}|{each.key}": each.plan
+            for each in allocations(self.weights, self.scores, table)
         }
-        alone = self._alone_plans(quantizer) if quantizer == settings.truth else {}
-        if all(key in self.lines.found for key in (*plans, *alone)):
-            return
-        rounded = Rounded(open_finetuned(self.run, self.seed), quantizer, self.observed[1])
-        for key, plan in plans.items():
-            self._ensure_plan(rounded, key, plan)
-        for key, plan in alone.items():
-            self._ensure_alone(rounded, key, plan)
+        if any(key not in self.lines.found for key in plans):
+            rounded = Rounded(open_finetuned(self.run, self.seed), table.quantizer, self.observed[1])
+            for key, plan in plans.items():
+                self._ensure_plan(rounded, key, plan)
 
-    def _alone_plans(self, quantizer: str) -> dict[str, Plan]:
-        """For every expert, the plan with it alone at the low width."""
-        found: dict[str, Plan] = {}
+    def ensure_truth(self) -> None:
+        """Every expert alone at the truth's width."""
+        quantizer, width = self.run.settings.truth
+        plans: dict[str, Plan] = {}
         for layer, count in self.weights.experts.items():
             for expert in range(count):
                 plan = {name: [0] * number for name, number in self.weights.experts.items()}
-                plan[layer][expert] = LEVELS[0]
-                found[f"{self.seed}|{quantizer}|alone|{layer}|{expert}"] = plan
-        return found
+                plan[layer][expert] = width
+                plans[self.truth_key(layer, expert)] = plan
+        if any(key not in self.lines.found for key in plans):
+            rounded = Rounded(open_finetuned(self.run, self.seed), quantizer, self.observed[1])
+            for key, plan in plans.items():
+                self._ensure_alone(rounded, key, plan)
+
+    def truth_key(self, layer: str, expert: int) -> str:
+        """Key of the line of one expert alone."""
+        quantizer, width = self.run.settings.truth
+        return f"{self.seed}|{quantizer}|alone at {width}|{layer}|{expert}"
 
     def _ensure_plan(self, rounded: Rounded, key: str, plan: Plan) -> None:
         def work() -> Line:

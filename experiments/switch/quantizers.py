@@ -19,9 +19,8 @@ from moesaic.quantize.hqq import HQQ
 from moesaic.records import QuantizedWeight
 
 from .observe import Moments, expert_layers, experts_of
-from .settings import LEVELS
 
-QUANTIZERS = ("hqq", "gptq")
+WIDTHS = (1, 2, 3)
 GPTQ_GROUP = 128
 Plan = Mapping[str, Sequence[int]]  # layer -> width of each expert
 
@@ -47,7 +46,7 @@ def rounded(quantizer: str, weight: Tensor, bits: int, moment: Tensor) -> Tensor
 def stored_bits(model: PreTrainedModel, quantizer: str, plan: Plan) -> float:
     """Stored bits per expert weight under a plan, by the format's formula.
 
-    Codes, 8 bits of scale and 8 of zero point a group, and 16 bits of scale a row.
+    Codes, 8 bits of scale and 8 of zero point (one bit has none) a group, and 16 bits of scale a row.
     """
     total, weights = 0, 0
     for name, module in expert_layers(model).items():
@@ -55,7 +54,7 @@ def stored_bits(model: PreTrainedModel, quantizer: str, plan: Plan) -> float:
             for matrix in (expert.wi.weight, expert.wo.weight):
                 rows, columns = matrix.shape
                 groups = 1 if quantizer == "hqq" else -(-columns // GPTQ_GROUP)
-                total += rows * (columns * width + 16 * groups + 16)
+                total += rows * (columns * width + (8 if width == 1 else 16) * groups + 16)
                 weights += rows * columns
     return total / weights
 
@@ -71,7 +70,7 @@ class Rounded:
             for number, expert in enumerate(experts_of(module)):
                 wi, wo = expert.wi.weight.detach(), expert.wo.weight.detach()
                 self._versions[name, number, 0] = wi.clone(), wo.clone()
-                for bits in LEVELS:
+                for bits in WIDTHS:
                     self._versions[name, number, bits] = (
                         rounded(quantizer, wi, bits, moments[name].wi[number]),
                         rounded(quantizer, wo, bits, moments[name].wo[number]),

@@ -14,11 +14,10 @@ from .correlations import correlations, expert_values
 from .measure import Measured
 from .models import TEST_SEED, Run
 from .rules import RANDOM, UNIFORM, Allocation, allocations, lifted
-from .settings import LEVELS
+from .settings import Table
 from .task import baselines
 
 METRICS = ("rouge2", "loss")
-DRAWS = 1000
 Row = dict[str, Any]
 
 
@@ -33,11 +32,11 @@ def make_record(run: Run, measured: Sequence[Measured]) -> Row:
             str(each.seed): {name: lifted(scores) for name, scores in each.scores.items() if "lifted" in scores.details}
             for each in measured
         },
-        "table": [row for quantizer in settings.quantizers for row in _table(measured, quantizer)],
+        "table": [row for title, table in settings.tables.items() for row in _table(measured, title, table)],
     }
     values = {each.seed: expert_values(each) for each in measured}
     record["experts"] = {str(seed): found for seed, found in values.items()}
-    record["correlations"] = correlations(values)
+    record["correlations"] = correlations(values, settings.draws)
     return _shortened(record)
 
 
@@ -47,7 +46,7 @@ def _models(run: Run, measured: Sequence[Measured]) -> Row:
     for each in measured:
         full = each.lines.found[f"{each.seed}|full"]
         metrics = json.loads(run.finetuned(each.seed).metrics.read_text(encoding="utf-8"))
-        test = {name: _over_items([[full[name]]]) for name in METRICS}
+        test = {name: dict(bootstrap(np.mean, full[name], draws=run.settings.draws)) for name in METRICS}
         found["finetuned"].append({"seed": each.seed, **metrics, "test": test})
     return found
 
@@ -66,27 +65,23 @@ def _task(run: Run) -> Row:
     }
 
 
-def _over_items(values: Sequence[Sequence[Sequence[float]]]) -> Row:
-    """Mean of `[seeds][plans][items]` over plans and seeds; interval over the items."""
-    return dict(bootstrap(np.mean, np.mean([np.mean(plans, axis=0) for plans in values], axis=0), draws=DRAWS))
-
-
-def _table(measured: Sequence[Measured], quantizer: str) -> list[Row]:
-    """The rows of one quantizer."""
+def _table(measured: Sequence[Measured], title: str, table: Table) -> list[Row]:
+    """The rows of one table."""
     found: dict[tuple[float, str], list[list[Row]]] = {}  # budget and rule -> seed -> plans -> line
     for number, each in enumerate(measured):
-        for line in allocations(each.weights, each.scores, each.run.settings):
+        for line in allocations(each.weights, each.scores, table):
             name = RANDOM if line.rule.startswith(RANDOM) else line.rule
             seeds = found.setdefault((line.bits, name), [[] for _ in measured])
-            seeds[number].append(_line(each, quantizer, line))
-    low = found[float(LEVELS[0]), UNIFORM]
+            seeds[number].append(_line(each, table.quantizer, line))
+    draws = measured[0].run.settings.draws
+    low = found[float(table.levels[0]), UNIFORM]
     rows = []
     for (bits, rule), seeds in found.items():
-        row: Row = {"quantizer": quantizer, "bits": bits, "rule": rule, "stored": seeds[0][0]["stored"]}
-        row |= _compare(seeds, None)
-        row["over_uniform_2"] = _compare(seeds, low)
+        row: Row = {"table": title, "bits": bits, "rule": rule, "stored": seeds[0][0]["stored"]}
+        row |= _compare(seeds, None, draws)
+        row["over_uniform"] = _compare(seeds, low, draws)
         if (bits, RANDOM) in found:
-            row["over_random"] = _compare(seeds, found[bits, RANDOM])
+            row["over_random"] = _compare(seeds, found[bits, RANDOM], draws)
         rows.append(row)
     return rows
 
@@ -95,7 +90,7 @@ def _line(measured: Measured, quantizer: str, line: Allocation) -> Row:
     return measured.lines.found[f"{measured.seed}|{quantizer}|{line.key}"]
 
 
-def _compare(seeds: list[list[Row]], other: list[list[Row]] | None) -> Row:
+def _compare(seeds: list[list[Row]], other: list[list[Row]] | None, draws: int) -> Row:
     """ROUGE-2 and loss (less another rule's on the same sentences and model), over items and over seeds."""
     found: Row = {}
     for metric in METRICS:
@@ -107,7 +102,7 @@ def _compare(seeds: list[list[Row]], other: list[list[Row]] | None) -> Row:
             ]
         mean: Callable[[np.ndarray], float] = np.mean
         found[metric] = {
-            "items": bootstrap(mean, np.mean(values, axis=0), draws=DRAWS),
+            "items": bootstrap(mean, np.mean(values, axis=0), draws=draws),
             "seeds": over_runs([float(each.mean()) for each in values]),
         }
     return found

@@ -16,8 +16,8 @@ def cell(interval: Row, digits: int) -> str:
 def markdown(record: Row) -> str:
     """All tables of a record."""
     parts = [_models(record)]
-    for quantizer in dict.fromkeys(row["quantizer"] for row in record["table"]):
-        rows = [row for row in record["table"] if row["quantizer"] == quantizer]
+    for title in dict.fromkeys(row["table"] for row in record["table"]):
+        rows = [row for row in record["table"] if row["table"] == title]
         for metric, digits, unit in (("rouge2", 2, "ROUGE-2, %"), ("loss", 4, "loss, nats a token")):
 
             def value(row: Row, metric: str = metric, digits: int = digits) -> str:
@@ -26,8 +26,8 @@ def markdown(record: Row) -> str:
             def gain(row: Row, metric: str = metric, digits: int = digits) -> str:
                 return cell(row["over_random"][metric]["items"], digits) if "over_random" in row else ""
 
-            parts.append(_grid(rows, f"{quantizer}: {unit}", value))
-            parts.append(_grid(rows, f"{quantizer}: {unit}, less random's", gain))
+            parts.append(_grid(rows, f"{title}: {unit}", value))
+            parts.append(_grid(rows, f"{title}: {unit}, less random's", gain))
     parts.append(_correlations(record["correlations"]))
     return "\n\n".join(parts) + "\n"
 

@@ -12,7 +12,7 @@ from moesaic.checkpoint.weights import CheckpointWeights, InitialRouters
 from moesaic.records import Budget, ExpertStats, Scores
 from moesaic.scores import ActivationFrequency, MaxVar, ModelWeights, Random, Reorder, RouterNorm, RoutingWeight, Scorer
 
-from .settings import LEVELS, Settings
+from .settings import Table
 
 ZETA = 3.0
 
@@ -73,16 +73,16 @@ class Allocation:
         return "|".join("".join(map(str, widths)) for widths in self.plan.values())
 
 
-def allocations(weights: CheckpointWeights, scores: dict[str, Scores], settings: Settings) -> Iterator[Allocation]:
+def allocations(weights: CheckpointWeights, scores: dict[str, Scores], table: Table) -> Iterator[Allocation]:
     """All lines of one model: uniform where an average is a width, the rules where it is not."""
     shapes = [weights.shape(layer) for layer in weights.experts]
-    for bits in settings.bits:
-        if bits in LEVELS:
+    for bits in table.bits:
+        if bits in table.levels:
             plan = {layer: (int(bits),) * count for layer, count in weights.experts.items()}
             yield Allocation(UNIFORM, bits, plan)
             continue
         for name, found in scores.items():
-            layers = TwoLevel(levels=LEVELS)(shapes, Budget(bits), found).layers
+            layers = TwoLevel(levels=table.levels)(shapes, Budget(bits), found).layers
             yield Allocation(name, bits, {layer: widths.down for layer, widths in layers.items()})
 
 

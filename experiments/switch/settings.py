@@ -11,7 +11,21 @@ from typing import Any
 from experiments.train_moe.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "train_moe" / "recipes"
-LEVELS = (2, 3)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: a quantizer, two widths, and averages between them."""
+
+    quantizer: str
+    levels: tuple[int, int]
+    bits: tuple[float, ...]
+
+
+# The paper's widths with both quantizers, and one bit less, where a small model has more to lose.
+HQQ = Table("hqq", (2, 3), (2.0, 2.125, 2.25, 2.5, 2.75, 2.875, 3.0))
+HQQ_LOW = Table("hqq", (1, 2), (1.0, 1.125, 1.25, 1.5, 1.75, 1.875, 2.0))
+GPTQ = Table("gptq", (2, 3), (2.0, 2.25, 2.5, 3.0))
 
 
 @dataclass(frozen=True)
@@ -28,10 +42,10 @@ class Settings:
         generated: the first of them whose output is generated too, and scored by ROUGE-2.
         counted: training sentences that experts' inputs are counted on.
         new_tokens: most tokens of a generated output.
-        bits: average widths of the table.
+        tables: what is measured, by title.
         random_plans: random allocations at each width.
-        quantizers: names of `quantizers.QUANTIZERS`.
-        truth: the one of them that every expert is rounded with alone.
+        truth: quantizer and width that every expert is rounded with alone.
+        draws: bootstrap resamples of every interval.
     """
 
     recipe: Path = RECIPES / "switch_16.json"
@@ -39,14 +53,16 @@ class Settings:
     finetuning: Mapping[str, Any] = field(default_factory=dict)
     finetuned: int = 3
     words: tuple[int, int] = (6, 12)
-    generated: int = 300
-    scored: int = 400
-    counted: int = 2048
-    new_tokens: int = 20
-    bits: tuple[float, ...] = (2.0, 2.125, 2.25, 2.5, 2.75, 2.875, 3.0)
+    generated: int = 120
+    scored: int = 200
+    counted: int = 1536
+    new_tokens: int = 14
+    tables: Mapping[str, Table] = field(
+        default_factory=lambda: {"HQQ, 2 and 3 bits": HQQ, "HQQ, 1 and 2 bits": HQQ_LOW, "GPTQ, 2 and 3 bits": GPTQ}
+    )
     random_plans: int = 3
-    quantizers: tuple[str, ...] = ("hqq", "gptq")
-    truth: str = "hqq"
+    truth: tuple[str, int] = ("hqq", 1)
+    draws: int = 1000
 
     @property
     def pretrain(self) -> Recipe:
@@ -105,7 +121,7 @@ QUICK = Settings(
     scored=96,
     counted=256,
     new_tokens=12,
-    bits=(2.0, 2.5, 3.0),
+    tables={"HQQ": Table("hqq", (1, 3), (1.0, 2.0, 3.0))},
     random_plans=2,
-    quantizers=("hqq",),
+    draws=200,
 )

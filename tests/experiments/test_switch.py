@@ -20,7 +20,7 @@ from experiments.switch.quantizers import Rounded, RowHQQ, stored_bits
 from experiments.switch.record import METRICS
 from experiments.switch.report import markdown
 from experiments.switch.rules import BASES, RANDOM, UNIFORM, allocations, rules
-from experiments.switch.settings import QUICK, Settings
+from experiments.switch.settings import QUICK, Settings, Table
 from experiments.switch.task import (
     SENTINEL,
     Item,
@@ -46,12 +46,16 @@ TOY = dataclasses.replace(
     finetuning={**QUICK.finetuning, "steps": 8, "valid_windows": 8},
     finetuned=1,
     random_plans=1,
+    draws=20,
     generated=4,
     scored=24,
     counted=64,
     new_tokens=8,
-    quantizers=("hqq", "gptq"),
+    tables={"HQQ": Table("hqq", (2, 3), (2.0, 2.5, 3.0)), "GPTQ": Table("gptq", (2, 3), (2.0, 2.5, 3.0))},
 )
+
+
+HALF = Table("hqq", (2, 3), (2.5,))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +87,8 @@ def opened(run: Run, seed: int = 1) -> Measured:
 def test_the_record_has_every_rule_at_every_width(finished: tuple[Run, dict]) -> None:
     """Uniform stands where an average is a width, all rules where it is not, and all with the same stored bits."""
     _, record = finished
-    for quantizer in TOY.quantizers:
-        rows = [row for row in record["table"] if row["quantizer"] == quantizer]
+    for title in TOY.tables:
+        rows = [row for row in record["table"] if row["table"] == title]
         assert {row["bits"] for row in rows if row["rule"] == UNIFORM} == {2.0, 3.0}
         mixed = [row for row in rows if row["bits"] == 2.5]
         assert {*BASES, RANDOM} < {row["rule"] for row in mixed}
@@ -134,7 +138,7 @@ def test_rules_rank_in_the_stated_direction(finished: tuple[Run, dict]) -> None:
     """High bits go to frequent experts, to rare ones when reversed, and to those with a small change of the norm."""
     run, _ = finished
     each = opened(run)
-    plans = {line.rule: line.plan for line in allocations(each.weights, each.scores, TOY) if line.bits == 2.5}
+    plans = {line.rule: line.plan for line in allocations(each.weights, each.scores, HALF)}
     initial = load_file(run.finetuned(1).export / "initial_routers.safetensors")
     final = open_finetuned(run, 1).state_dict()
     for layer, stats in each.observed[0].layers.items():
@@ -166,7 +170,7 @@ def test_max_var_lifts_an_expert_with_a_wide_row(finished: tuple[Run, dict]) -> 
 
     wide = Wide(**{field.name: getattr(each.weights, field.name) for field in dataclasses.fields(each.weights)})
     scores = {name: rule(wide) for name, rule in rules(0).items()}
-    plans = {line.rule: line.plan for line in allocations(wide, scores, TOY) if line.bits == 2.5}
+    plans = {line.rule: line.plan for line in allocations(wide, scores, HALF)}
     assert plans["router-norm change"][layer][last] == 2
     assert plans["router-norm change + MaxVar"][layer][last] == 3
 
@@ -200,7 +204,7 @@ def test_roundings_can_be_undone(finished: tuple[Run, dict]) -> None:
     run, _ = finished
     each = opened(run)
     original = open_finetuned(run, 1).state_dict()
-    for quantizer in TOY.quantizers:
+    for quantizer in ("hqq", "gptq"):
         rounded = Rounded(open_finetuned(run, 1), quantizer, each.observed[1])
         errors = {}
         for width in (2, 3, 0):
