@@ -54,10 +54,11 @@ def open_at(folder: Path, bits: str, a: argparse.Namespace) -> PreTrainedModel:
         return model
     packed = a.work / f"{label(folder)}-{bits}"
     if not (packed / MANIFEST).is_file():
-        plan: dict[str, Any] = {"levels": (1, 2, 3), "allocator": "global"} if a.rule == "fisher_error" else {}
-        options = CompressOptions(
-            bits=float(bits), rule=a.rule, **plan, calibration=() if a.calibration is None else (a.calibration,)
-        )
+        data: dict[str, Any] = {}
+        if a.rule == "fisher_error":
+            data = {"levels": (1, 2, 3), "allocator": "global", "sequences": 64, "sequence_length": a.window}
+            data |= {"calibration": () if a.calibration is None else (a.calibration,)}
+        options = CompressOptions(bits=float(bits), rule=a.rule, **data)
         compress(folder, packed, options, overwrite=True)
     return load(packed, dtype=torch.float32, pruning=False).requires_grad_(False)
 

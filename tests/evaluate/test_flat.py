@@ -24,6 +24,7 @@ def found(**changes: Any) -> dict[str, Any]:
         "model": "m",
         "reference": "r",
         "pruning": "otp",
+        "texts": [],
         "expert_share": 0.8,
         "expert_share_layers": {"a.experts": 0.7},
         **quality_figures(quality),
