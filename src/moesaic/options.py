@@ -133,9 +133,11 @@ class CompressOptions:
         Raises:
             UnknownName: with the nearest.
             UsageError: levels or a knob that it cannot use.
+            BudgetInfeasible: a budget that no plan at all could meet.
         """
+        budget = self.budget  # one that no plan could meet is told before any weight is read
         if self.allocator is None and self.levels is None and not knobs and not self._has_costs:
-            return self._by_matrix(default_allocator(self.budget))
+            return self._by_matrix(default_allocator(budget))
         by_count = {2: "two_level", 3: "three_level"}
         name = (
             self.allocator

@@ -92,7 +92,8 @@ def test_scores_and_costs_are_not_mixed_up(scores: Path, mixtral: Path, tmp_path
 
 def test_compress_says_where_costs_are_allocated(mixtral: Path, tmp_path: Path) -> None:
     """`compress` has no costs to give to an allocator that needs them, and says how to make a plan."""
-    result = call_cli("compress", mixtral, "-o", tmp_path / "out", "--bits", 2.5, "--allocator", "pmq")
+    arguments = ("--rule", "router_norm", "--allocator", "pmq", "--bits", 2)
+    result = call_cli("compress", mixtral, "-o", tmp_path / "out", *arguments)
     assert result.code == 2
     assert "moesaic allocate COSTS.json" in result.err
 

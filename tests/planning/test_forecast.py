@@ -78,7 +78,7 @@ def test_predicted_cost(checkpoint: Checkpoint) -> None:
     other = forecast(checkpoint, CompressOptions(bits=2, allocator="uniform"), QUICK, costs=table)
     assert other.cost is not None
     assert other.cost >= found.cost
-    assert forecast(checkpoint, CompressOptions(bits=2), QUICK).cost is None
+    assert forecast(checkpoint, CompressOptions(bits=2, rule="router_norm"), QUICK).cost is None
 
 
 def test_costs_that_do_not_say(checkpoint: Checkpoint) -> None:
