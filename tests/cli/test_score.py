@@ -15,7 +15,7 @@ from tests.processes import call_cli
 @pytest.mark.parametrize("rule", sorted(name for name, made in SCORERS.items() if not needs_stats(made())))
 def test_every_rule(rule: str, mixtral: Path) -> None:
     """Every rule prints a scores file, and says on standard error how long it took and what it read."""
-    result = call_cli("score", mixtral, "--rule", rule)
+    result = call_cli("score", mixtral, "--rule", rule, "--allocator", "three_level")
     assert result.code == 0
     found = json.loads(result.out)
     assert found["format"] == "moesaic-scores/1"

@@ -107,3 +107,18 @@ def test_seed_of_the_costs() -> None:
     narrow = torch.randn(128, 128, generator=torch.Generator().manual_seed(1))
     weights = MadeUp({"L": torch.ones(2, 2)}, {"L": [weight, narrow]})
     assert AlphaTailCost(seed=1)(weights).layers != AlphaTailCost(seed=2)(weights).layers
+
+
+def test_threads_change_nothing() -> None:
+    """Costs are the same to the last bit for every number of threads, as the same command must give the same bytes."""
+    made = torch.Generator().manual_seed(0)
+    first = {"L": [torch.randn(512, 384, generator=made)]}
+    weights = MadeUp({"L": torch.randn(1, 384, generator=made)}, first)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(AlphaTailCost()(weights).layers)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import NotFinite
-from moesaic.quantize.lanes import Lanes, lanes
+from moesaic.lanes import Lanes, lanes
 
 _BLOCK = 256  # rows factorised at a time
 _TILE = 1024  # columns of a task; fixed, so that the number of threads does not show

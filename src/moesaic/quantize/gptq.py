@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import NotFinite
+from moesaic.lanes import lanes
 from moesaic.quantize import grid
 from moesaic.quantize.factor import Factor, prepare
 from moesaic.quantize.group_grid import GroupGrid, GroupSearch
-from moesaic.quantize.lanes import lanes
 from moesaic.quantize.mc_grid import McSearch, feed_back_between, inverse_coupling
 from moesaic.records import QuantizedWeight
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moesaic.lanes import lanes
 from moesaic.records import WIDTHS, CostTable, Scores
 from moesaic.scores._protocol import ModelWeights
 from moesaic.scores.tables import tabulate
@@ -42,7 +43,7 @@ class AlphaTail:
         for layer, count in weights.experts.items():
             scores = []
             for expert in range(count):
-                alphas = [tail_exponent(w, self.seed) for w in weights.expert(layer, expert).matrices().values()]
+                alphas = [alpha for alpha, _ in _measured(weights, layer, expert, self.seed)]
                 scores.append(-sum(alphas) / len(alphas))
             layers[layer] = tuple(scores)
         return Scores(rule="alpha_tail", layers=layers, details={"seed": self.seed})
@@ -75,9 +76,9 @@ class AlphaTailCost:
         for layer, count in weights.experts.items():
             alphas[layer], spreads[layer] = [], []
             for expert in range(count):
-                matrices = weights.expert(layer, expert).matrices().values()
-                alphas[layer].append([tail_exponent(matrix, self.seed) for matrix in matrices])
-                spreads[layer].append([_variance(matrix) for matrix in matrices])
+                found = _measured(weights, layer, expert, self.seed)
+                alphas[layer].append([alpha for alpha, _ in found])
+                spreads[layer].append([spread for _, spread in found])
         median = float(torch.tensor([a for rows in alphas.values() for row in rows for a in row]).median())
         noise = torch.tensor([4.0**-width for width in self.bits], dtype=torch.float64)
         layers = {}
@@ -89,6 +90,15 @@ class AlphaTailCost:
             layers[layer] = table if self.per_matrix else table.sum(dim=-1)
         details = {"gamma": self.gamma, "seed": self.seed, "median_alpha": median}
         return tabulate(weights, "alpha_tail", self.bits, layers, details=details)
+
+
+def _measured(weights: ModelWeights, layer: str, expert: int, seed: int) -> list[tuple[float, float]]:
+    """Tail exponent and variance of an expert's matrices, the same for every number of threads."""
+    with lanes() as side_by_side:
+        return side_by_side(
+            lambda matrix: (tail_exponent(matrix, seed), _variance(matrix)),
+            weights.expert(layer, expert).matrices().values(),
+        )
 
 
 def tail_exponent(weight: Tensor, seed: int = 0) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from moesaic.quantize.lanes import lanes
+from moesaic.lanes import lanes
 
 
 @pytest.fixture
