@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--plan-tokens", type=int, help=f"held-out tokens for the plans ({Sizes.plan_tokens})")
     parser.add_argument("--random-plans", type=int, help=f"plans by lot ({Sizes.random_plans})")
     parser.add_argument("--save", type=Path, help="record to write")
+    parser.add_argument("--finished-only", action="store_true", help="measure no more plans, write what there is")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--figures", action="store_true", help="draw docs/figures/evidence_*.svg from the records")
     parser.add_argument("--records", type=Path, default=ROOT / "experiments" / "records")
@@ -55,7 +56,7 @@ def main() -> None:
     sizes = replace(QUICK if a.quick else Sizes(), **{name: value for name, value in given.items() if value})
     setting = Setting.find(a.model, a.work, corpus=a.corpus, domains=domains, text=a.text, sizes=sizes)
     record: dict[str, Any] = {}
-    for record in make_record(setting):  # the last one is printed
+    for record in make_record(setting, finished_only=a.finished_only):  # the last one is printed
         if a.save:
             write_record(record, a.save)
     print(summary(record))

@@ -20,10 +20,13 @@ from .values import Values, Weights
 RANDOM = "random, seed "
 
 
-def measure_plans(setting: Setting, values: Values, weights: Weights) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def measure_plans(
+    setting: Setting, values: Values, weights: Weights, *, finished_only: bool = False
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Budget by budget every case with the KL of every block.
 
-    Plans that are in the work folder are not measured again, nor are those that several cases share.
+    Plans that are in the work folder are not measured again, nor are those that several cases share. With
+    `finished_only` none is: cases that are not there are left out, and so are budgets without random plans.
     """
     _, blocks = setting.blocks()
     journal = Journal(setting.work / "plans.jsonl", {**setting.settings(), "blocks": len(blocks)})
@@ -33,6 +36,8 @@ def measure_plans(setting: Setting, values: Values, weights: Weights) -> Iterato
         found = []
         for name, plan in plans(budget, values, shapes, weights.view, random=setting.sizes.random_plans):
             key = plan_key(plan)
+            if key not in journal.found and finished_only:
+                continue
             if key not in journal.found:
                 mixture = mixture or Mixture(setting.model, blocks.ids, QUANTIZER)
                 start = time.monotonic()
@@ -40,7 +45,8 @@ def measure_plans(setting: Setting, values: Values, weights: Weights) -> Iterato
                 mean, took = float(np.mean(journal.found[key]["kl"])), time.monotonic() - start
                 print(f"{budget.name}, {name}: {mean:.4f}, {took:.0f} s", flush=True)
             found.append({"name": name, "key": key, "bits": plan.reached_bits(shapes), **journal.found[key]})
-        yield budget.name, found
+        if any(case["name"].startswith(RANDOM) for case in found):
+            yield budget.name, found
 
 
 def _measured(mixture: Mixture, plan: BitPlan) -> dict[str, list[float]]:

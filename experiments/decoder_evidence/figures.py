@@ -44,6 +44,11 @@ def draw(records: Path, out: Path) -> list[Path]:
     return made
 
 
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, fontsize=7, frameon=False)
+
+
 def _column(record: dict[str, Any], target: str, names: list[str]) -> dict[str, Interval]:
     found = record["correlations"]
     at = found["names"].index(target)
@@ -67,7 +72,7 @@ def _with_truth(records: dict[str, Any], path: Path) -> Path:
                 f"Spearman with {'KL of this expert alone at 2 bits' if target == TRUTH else 'that KL per use'}"
             )
         axes[1].set_yticklabels([])
-        axes[0].legend(loc="lower left", fontsize=7)
+        _legend(axes[0])
     return path
 
 
@@ -82,7 +87,7 @@ def _claims(records: dict[str, Any], path: Path) -> Path:
         one.axvline(0, color="black", linewidth=0.8)
         one.set_xlim(-1.05, 1.05)
         one.set_xlabel("Spearman with the change of the router norm")
-        one.legend(loc="lower right", fontsize=7)
+        _legend(one)
     return path
 
 
@@ -124,7 +129,7 @@ def _early(early: dict[str, Any], path: Path) -> Path:
             one.set_ylim(-1.05, 1.05)
             one.set_xlabel("training step")
             one.set_ylabel(f"Spearman of the change so far\nwith the {part.removeprefix('with ')}")
-        axes[0].legend(loc="lower right", fontsize=7)
+        _legend(axes[0])
     return path
 
 

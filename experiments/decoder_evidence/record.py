@@ -16,8 +16,13 @@ from .truth import means, measure_truth, reliability
 from .values import CHANGE, PER_USE, TRUTH, Values, Weights, per_use, with_text, without_text
 
 
-def make_record(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Measure what is missing and put it together; the record is given again whenever a part of it is complete."""
+def make_record(setting: Setting, *, finished_only: bool = False) -> Iterator[dict[str, Any]]:
+    """Measure what is missing and put it together; the record is given again whenever a part of it is complete.
+
+    Args:
+        setting: the model and its texts.
+        finished_only: measure no more plans; take those that the work folder has.
+    """
     setting.work.mkdir(parents=True, exist_ok=True)
     weights = Weights.open(setting)
     values: Values = {**without_text(weights), **_kept(setting, weights)}
@@ -34,7 +39,7 @@ def make_record(setting: Setting) -> Iterator[dict[str, Any]]:
             layer: [[float(f"{each[end]:.4g}") for end in ("low", "high")] for each in row]
             for layer, row in intervals.items()
         },
-        "truth reliability": round(reliability(truth), 3),
+        "truth reliability": round(reliability(truth, setting.blocks()[0].sources), 3),
         "correlations": _correlations(values, draws),
     }
     if CHANGE in values:
@@ -45,7 +50,7 @@ def make_record(setting: Setting) -> Iterator[dict[str, Any]]:
             record["early"] = early_order(norms, values, draws=draws)
     record["ablations"] = {}
     yield record
-    for budget, cases in measure_plans(setting, values, weights):
+    for budget, cases in measure_plans(setting, values, weights, finished_only=finished_only):
         record["ablations"][budget] = compare(cases)
         yield record
 
@@ -84,10 +89,12 @@ def _correlations(values: Values, draws: int) -> dict[str, Any]:
 
 
 def _metrics(setting: Setting) -> Any:
-    """The held-out results of the training run, where it left them."""
+    """Length and held-out results of the training run, where it left them."""
     for path in (setting.model / "metrics.json", *(() if setting.run is None else (setting.run / "metrics.json",))):
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            kept = {name: value for name, value in found.items() if not isinstance(value, dict)}
+            return {**kept, **{name: found[name]["overall"] for name in ("valid", "test") if name in found}}
     return None
 
 

@@ -45,13 +45,20 @@ def means(truth: dict[str, list[list[float]]]) -> dict[str, list[Interval]]:
     return {layer: [over_runs(values) for values in experts] for layer, experts in truth.items()}
 
 
-def reliability(truth: dict[str, list[list[float]]]) -> float:
+def reliability(truth: dict[str, list[list[float]]], sources: tuple[str, ...]) -> float:
     """How far noise of the text lets an order be known: Spearman of two halves of the blocks, a mean over layers.
 
-    1 where the two halves order the experts alike; the whole is more reliable than its halves.
+    Each half has every second block of each source, so that the halves are of the same domains. 1 where the two order
+    the experts alike; the whole is more reliable than its halves.
     """
-    each = []
+    seen: dict[str, int] = {}
+    second = []
+    for source in sources:
+        seen[source] = seen.get(source, 0) + 1
+        second.append(seen[source] % 2 == 0)
+    chosen, each = np.asarray(second), []
     for experts in truth.values():
         values = np.asarray(experts)
-        each.append(float(spearmanr(values[:, 0::2].mean(axis=1), values[:, 1::2].mean(axis=1)).statistic))
+        halves = values[:, ~chosen].mean(axis=1), values[:, chosen].mean(axis=1)
+        each.append(float(spearmanr(*halves).statistic))
     return float(np.mean(each))
