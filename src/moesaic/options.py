@@ -86,6 +86,8 @@ class CompressOptions:
             raise UsageError(f"--other-bits {self.other_bits}: give one of {', '.join(map(str, WIDTHS))}")
         if self.group_size not in GROUP_SIZES:
             raise UsageError(f"--group-size {self.group_size}: give one of {', '.join(map(str, GROUP_SIZES))}")
+        if self.levels is not None and not _are_levels(self.levels):
+            raise UsageError(f"--levels {self.levels}: give ascending widths out of {', '.join(map(str, WIDTHS))}")
         if [self.bits, self.bpw, self.size, self.plan].count(None) != 3:
             raise UsageError("give a budget with --bits, --bpw or --size, or a plan with --plan (one of the four)")
         if self.bpw is not None and not (math.isfinite(self.bpw) and self.bpw > 0):
@@ -248,6 +250,10 @@ class CompressOptions:
         if self.size is not None:
             values["size"] = f"{self.size}B"
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def _are_levels(levels: tuple[int, ...]) -> bool:
+    return bool(levels) and list(levels) == sorted(set(levels)) and set(levels) <= set(WIDTHS)
 
 
 def _with_knobs(rule: Any, knobs: dict[str, Any]) -> Any:

@@ -281,8 +281,8 @@ class TestTheOptions:
             (("--other-bits", 5), ("--other-bits 5", "1, 2, 3, 4, 8, 16")),
             (("--levels", "2,5"), ("--levels", "2, 5")),
             (("--levels", "3,2"), ("--levels", "ascending")),
-            (("--levels", "1,2,4"), ("--levels", "equally spaced")),
-            (("--zeta", 0.5), ("zeta", "0.5")),
+            (("--rule", "router_norm", "--levels", "1,2,4"), ("--levels", "equally spaced")),
+            (("--rule", "router_norm+max_var", "--zeta", 0.5), ("zeta", "0.5")),
             (("--allocator", "uniform", "--levels", "2,3"), ("--levels",)),
         ],
     )
