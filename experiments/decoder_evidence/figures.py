@@ -39,7 +39,9 @@ def draw(records: Path, out: Path) -> list[Path]:
     if early:
         made.append(_early(early, out / "evidence_decoders_early.svg"))
     made += [
-        _ablations(record, out / f"evidence_decoders_ablations_{name}.svg", name) for name, record in loaded.items()
+        _ablations(record, out / f"evidence_decoders_ablations_{name}.svg", name)
+        for name, record in loaded.items()
+        if record["ablations"]
     ]
     return made
 
@@ -102,7 +104,7 @@ def _heat(record: dict[str, Any], path: Path, name: str) -> Path:
         one.set_yticks(range(len(values)), found["names"], fontsize=7)
         for y, row in enumerate(values):
             for x, value in enumerate(row):
-                if math.isfinite(value):
+                if abs(value) >= 0.25:  # not NaN either
                     colour = "white" if abs(value) > 0.6 else "black"
                     one.text(
                         x,
