@@ -56,7 +56,7 @@ def _against_random(record: Row, tables: list[str], path: Path) -> None:
             axes[at].set(xlabel=f"{LABELS[metric]}, less random's ({better})", title=table)
             if at % 2:
                 axes[at].set_yticklabels([])
-        axes[0].legend(fontsize=6)
+                axes[at].legend(fontsize=6)  # the averages differ from table to table, and so do the colours
 
 
 def _with_max_var(record: Row) -> list[str]:
@@ -86,6 +86,7 @@ def _experts(record: Row, path: Path) -> None:
         _scatter(axes[0], values, "frequency", "share of the tokens")
         _scatter(axes[1], values, "rise", "rise of loss at one bit alone, nats a token")
         axes[1].axhline(0, color="#555555", linewidth=0.8)
+        axes[1].set_ylim(top=0.1)
         axes[1].set_yscale("symlog", linthresh=1e-3)  # one or two experts stand far above the others
         axes[0].legend(fontsize=6)
 
