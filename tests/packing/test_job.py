@@ -287,7 +287,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_too_small_a_disk_is_noticed_before_the_work(small_disk: Path) -> None:
     """What cannot fit is refused at once with both sizes, and nothing is left behind."""
     big = [[TensorSpec("t", torch.uint8, (1 << 20,))]]
-    with pytest.raises(StorageFull, match="needs 1.05 MB, 0.52 MB are free"):
+    with pytest.raises(StorageFull, match=r"needs 1\.05 MB, 0\.52 MB are free"):
         PackingJob(small_disk / "out", big, IDENTITY, overwrite=False)
     assert os.listdir(small_disk) == []
 
