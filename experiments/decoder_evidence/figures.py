@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from ..figures import curve, dots, panels
 from ..intervals import Interval
@@ -138,9 +139,8 @@ def _early(early: dict[str, Any], path: Path) -> Path:
 def _ablations(record: dict[str, Any], path: Path, name: str) -> Path:
     """Every case of the ablations as its KL over that of random plans."""
     budgets = record["ablations"]
-    cases = [
-        case["name"] for case in next(iter(budgets.values()))["cases"] if not any(no in case["name"] for no in NO_CASES)
-    ]
+    every = dict.fromkeys(case["name"] for part in budgets.values() for case in part["cases"])
+    cases = [name for name in every if not any(no in name for no in NO_CASES)]
     with panels(path, len(budgets), width=3.6, height=6.0) as axes:
         for one, (budget, part) in zip(axes, budgets.items(), strict=True):
             _budget(one, part, cases)
@@ -162,4 +162,9 @@ def _budget(one: Axes, part: dict[str, Any], cases: list[str]) -> None:
     one.axvline(1, color="black", linewidth=0.8)
     dots(one, rows)
     one.set_xscale("log")
-    one.set_xlabel("KL over that of random plans\n(grey: smallest to largest of them)")
+    one.set_xlim(0.08, 3)
+    one.set_ylim(-0.6, len(rows) - 0.4)  # also where the last rows are empty
+    ticks = (0.1, 0.2, 0.5, 1, 2)
+    one.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    one.xaxis.set_minor_formatter(NullFormatter())
+    one.set_xlabel("KL over random plans'\n(grey: their range)")
