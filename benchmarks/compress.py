@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rule", default="alpha_tail", help="of `compress`")
     parser.add_argument("--only", choices=list(CASES), action="append", help="these quantizers only")
     a = parser.parse_args()
     source = a.work / "mixtral-2-layers"
@@ -98,7 +99,8 @@ def main() -> None:
     out = a.work / "packed"
     for name in a.only or CASES:
         shutil.rmtree(out, ignore_errors=True)
-        command = [*moesaic, "compress", str(source), "-o", str(out), "--bits", "2.5", "--threads", str(a.threads)]
+        command = [*moesaic, "compress", str(source), "-o", str(out), "--bits", "2.5", "--rule", a.rule]
+        command += ["--threads", str(a.threads)]
         done = run([*command, "--json", *CASES[name]])
         summary = json.loads(done.output.strip().splitlines()[0])
         print(

@@ -36,14 +36,15 @@ def quantizer_cases() -> Iterator[tuple[str, CompressOptions]]:
         for group_size in (32, 64, 128):
             for symmetric in (False, True):
                 name = f"{quantizer} g{group_size}{' symmetric' if symmetric else ' asymmetric'}"
-                options = CompressOptions(bits=2.5, quantizer=quantizer, group_size=group_size, symmetric=symmetric)
+                grid = {"quantizer": quantizer, "group_size": group_size, "symmetric": symmetric}
+                options = CompressOptions(bits=2.5, rule="router_norm+max_var", **grid)
                 yield name, options
 
 
 def rule_cases(model: Path, work: Path, bits: float) -> Iterator[tuple[str, CompressOptions]]:
     """Every rule; the same widths the other way round; random ones."""
     initial = model / "initial_routers.safetensors"
-    base = CompressOptions(bits=bits)
+    base = CompressOptions(bits=bits, rule="router_norm+max_var")
     yield "router norm, change", replace(base, rule="router_norm", initial=initial)
     yield "router norm, final", replace(base, rule="router_norm")
     yield "max_var", replace(base, rule="max_var")

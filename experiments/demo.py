@@ -37,8 +37,10 @@ def cases(model: Path) -> list[Case]:
     return [
         Case("full precision (bfloat16)", None),
         Case("uniform 3 bits", CompressOptions(bits=3, allocator="uniform")),
+        Case("the default (AlphaQ, one budget), 2.5 bits", CompressOptions(bits=2.5)),
         Case(
-            "router norm + MaxVar, 2.5 bits", CompressOptions(bits=2.5, initial=model / "initial_routers.safetensors")
+            "router norm + MaxVar, 2.5 bits",
+            CompressOptions(bits=2.5, rule="router_norm+max_var", initial=model / "initial_routers.safetensors"),
         ),
         Case("MaxVar alone, 2.5 bits", CompressOptions(bits=2.5, rule="max_var")),
         Case("uniform 2 bits", CompressOptions(bits=2, allocator="uniform")),
@@ -49,7 +51,7 @@ def measure(case: Case, model: Path, work: Path, tokens: int) -> dict[str, Any]:
     """Compress and evaluate one row."""
     folder = model
     if case.options is not None:
-        folder = work / case.label.replace(" ", "-").replace(",", "")
+        folder = work / case.label.translate(str.maketrans(" ", "-", ",()"))
         compress(model, folder, case.options, overwrite=True)
     options = EvaluateOptions(window=256, max_tokens=tokens, new_tokens=24)
     return evaluate(folder, model / "heldout.txt", reference=model, options=options)

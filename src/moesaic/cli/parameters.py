@@ -22,7 +22,8 @@ Rule = Annotated[
 Initial = Annotated[
     Path | None,
     typer.Option(
-        help="Checkpoint or safetensors file with the routers before training: the rule then uses their change.",
+        help="Checkpoint or safetensors file with the routers before training: rules of router norms then use the change, "
+        "and the report shows it; other rules do not read it.",
         rich_help_panel="Which experts",
     ),
 ]
