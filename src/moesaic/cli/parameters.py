@@ -22,8 +22,8 @@ Rule = Annotated[
 Initial = Annotated[
     Path | None,
     typer.Option(
-        help="Checkpoint or safetensors file with the routers before training: rules of router norms then use the change, "
-        "and the report shows it; other rules do not read it.",
+        help="Checkpoint or safetensors file with the routers before training: rules of router norms then use the "
+        "change, and the report shows it; other rules do not read it.",
         rich_help_panel="Which experts",
     ),
 ]
