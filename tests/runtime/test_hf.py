@@ -188,6 +188,17 @@ def test_the_configuration_turns_the_policy_off(packed: Path) -> None:
         assert torch.equal(found(TOKENS).logits, plain(TOKENS).logits)
 
 
+def test_the_file_of_the_configuration_turns_it_off_for_everyone(packed: Path) -> None:
+    """`"pruning": false` in config.json is not overruled by `moesaic.load`."""
+    add_policy(packed)
+    path = packed / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["pruning"] = False
+    path.write_text(json.dumps(config))
+    assert skipping_of(load(packed)) is None
+    assert skipping_of(AutoModelForCausalLM.from_pretrained(packed)) is None
+
+
 def test_the_auto_class_refuses_a_policy_of_another_plan(packed: Path) -> None:
     """What `moesaic.load` refuses is refused here too, and not left out in silence."""
     add_policy(packed)

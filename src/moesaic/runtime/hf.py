@@ -157,7 +157,8 @@ def load(
         dtype: of activations and of what is not packed; "auto" is the source's own.
         device: where to put the model.
         trust_remote_code: run Python code of the folder, as transformers does with the flag of that name.
-        pruning: let the skipping policy of the folder, if it has one, decide which experts run.
+        pruning: let the skipping policy of the folder, if it has one, decide which experts run; a `"pruning": false` in
+            its configuration keeps it off all the same.
 
     Raises:
         NotACheckpoint: no packed folder there.
@@ -217,7 +218,7 @@ def open_model(
     config = load_config(folder, trust_remote_code=trust_remote_code)
     packed = getattr(config, "quantization_config", None)
     if isinstance(packed, dict) and packed.get("quant_method") == METHOD:
-        packed["pruning"] = pruning
+        packed["pruning"] = pruning and packed.get("pruning", True)
     names = getattr(config, "architectures", None) or []
     found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
