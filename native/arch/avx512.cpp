@@ -12,7 +12,7 @@ namespace moesaic {
 namespace {
 
 struct Avx512 {
-  static constexpr int lanes = 16, units = 2, few_units = 2, pair_units = 2, few_rows = 4, panel_rows = 12;
+  static constexpr int lanes = 16, units = 2, few_units = 1, pair_units = 1, few_rows = 4, panel_rows = 12;
   static constexpr bool whole_bytes = true;
 
   using Codes = __m512i;

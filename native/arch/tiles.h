@@ -37,7 +37,8 @@ MOESAIC_INLINE void unrolled_over(Body&& body, std::integer_sequence<int, values
   (body(Constant<values>{}), ...);
 }
 
-// body(Constant<0>), ..., body(Constant<count - 1>)
+// body(Constant<0>), ..., body(Constant<count - 1>). Arrays that are only ever indexed so stay in registers: with a
+// running index GCC keeps them in memory, even where it unrolls the loop.
 template <int count, class Body>
 MOESAIC_INLINE void unrolled(Body&& body) {
   unrolled_over(body, std::make_integer_sequence<int, count>{});
@@ -87,13 +88,13 @@ MOESAIC_INLINE void for_each_quad(const std::uint8_t* const (&tiles)[units], Gro
   if constexpr (bits == 3) {
     for (int v = 0; v < group / 32; ++v) {
       typename V::Codes highs[units];
-      for (int u = 0; u < units; ++u) highs[u] = V::load(tiles[u] + 4 * group + 64 * v);
+      unrolled<units>([&](auto u) { highs[u] = V::load(tiles[u] + 4 * group + 64 * v); });
       unrolled<8>([&](auto i) {
         constexpr int half = i / 4, s = i % 4;
-        for (int u = 0; u < units; ++u) {
+        unrolled<units>([&](auto u) {
           const auto low = V::load(tiles[u] + 64 * (2 * v + half));
           codes[u] = field3<V, half, s, weight_shift<V, bits, plain>(s)>(low, highs[u]);
-        }
+        });
         take(8 * v + i, Constant<s>{}, codes);
       });
     }
@@ -129,7 +130,7 @@ MOESAIC_INLINE typename V::Floats less_zero(typename V::Floats value, const std:
 // ---------------------------------------------------------------------------------------------------------------------
 // few: stream the codes once
 
-constexpr int kPrefetchAhead = 2048;  // bytes; the hardware's own prefetching stops at the end of a page
+constexpr int kPrefetchAhead = 3072;  // bytes; the hardware's own prefetching stops at the end of a page
 
 // Where the vectors of rows that are worked on together begin: `units` vectors from lane `lane` of a block on.
 template <class V>
@@ -147,14 +148,12 @@ MOESAIC_INLINE void few_tiles(Group group, const std::uint8_t* const (&tiles)[un
                               typename V::Floats (&total)[units][rows]) {
   using Dot = typename V::template Dot<bits>;
   typename Dot::Acc dots[kParts][units][rows];
-  for (auto& part : dots) {
-    for (auto& unit : part) {
-      for (auto& dot : unit) dot = Dot::start();
-    }
-  }
+  unrolled<kParts>([&](auto s) {
+    unrolled<units>([&](auto u) { unrolled<rows>([&](auto t) { dots[s][u][t] = Dot::start(); }); });
+  });
   for_each_quad<V, bits, false>(tiles, group, [&](int quad, auto part, const typename V::Codes(&codes)[units]) {
     unrolled<rows>([&](auto t) {
-      for (int u = 0; u < units; ++u) Dot::add(dots[part][u][t], codes[u], quads + kQuad * (quad * rows + t));
+      unrolled<units>([&](auto u) { Dot::add(dots[part][u][t], codes[u], quads + kQuad * (quad * rows + t)); });
     });
   });
   unrolled<units>([&](auto u) {
@@ -440,13 +439,15 @@ void exact(const Matrix& m, const float* x, std::size_t x_stride, int rows, Bloc
 // ---------------------------------------------------------------------------------------------------------------------
 // Ceilings
 
+constexpr int kReadAhead = 8192;  // bytes; nearer by was slower, and a ceiling has to be the fastest
+
 template <class V>
 std::uint64_t read_all(const std::uint8_t* data, std::size_t bytes) {
   constexpr int step = kQuad * V::lanes, streams = 8;
   typename V::Codes seen[streams];
   for (auto& part : seen) part = V::load(data);
   for (std::size_t at = 0; at + streams * step <= bytes; at += streams * step) {
-    __builtin_prefetch(data + at + kPrefetchAhead);
+    __builtin_prefetch(data + at + kReadAhead);
     unrolled<streams>([&](auto i) { seen[i] = V::template merge<255, 255>(seen[i], V::load(data + at + i * step)); });
   }
   std::uint8_t bytes_seen[step];
@@ -467,10 +468,12 @@ std::uint64_t dot_products(std::uint64_t rounds) {
   __asm__ volatile("" : "+m"(bytes), "+m"(quad));
   const auto codes = V::load(bytes);
   typename Dot::Acc dots[independent];
-  for (auto& dot : dots) dot = Dot::start();
+  unrolled<independent>([&](auto i) { dots[i] = Dot::start(); });
   for (std::uint64_t round = 0; round < rounds; ++round) {
-    unrolled<independent>([&](auto i) { Dot::add(dots[i], codes, quad); });
-    for (auto& dot : dots) V::keep_alive(dot);
+    unrolled<independent>([&](auto i) {
+      Dot::add(dots[i], codes, quad);
+      V::keep_alive(dots[i]);
+    });
   }
   return rounds * independent * kQuad * V::lanes;
 }
