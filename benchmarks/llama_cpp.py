@@ -6,6 +6,7 @@ layers, is the time of an expert layer; beside it stands ours at the nearest sto
 round. Rounds go over all cases, so that a slow minute of the machine hits both sides.
 
     python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K IQ2_XS Q4_K --threads 1 2
+    python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K:2 Q3_K:3 Q4_K:4 --rows 1
     python benchmarks/llama_cpp.py --llama-bench ik_llama.cpp/build/bin/llama-bench --bench-args "-rtr 1"
 """
 
@@ -32,6 +33,7 @@ from moesaic.kernels import cpu, describe
 from moesaic.kernels.layer import ExpertLayer
 
 ARCHITECTURES = {"mixtral-8x7b": ("llama", 32, 8), "qwen3-30b-a3b": ("qwen3moe", 32, 4)}
+LEAST_SECONDS = 0.4  # of our side of a round: as long as theirs
 WITHOUT = "none"  # the model without experts
 
 
@@ -83,10 +85,20 @@ def our_seconds(layer: ExpertLayer, model: Dimensions, case: Case) -> float:
     x, weights = torch.randn(case.rows, model.hidden), torch.full((case.rows, model.top_k), 1 / model.top_k)
     indices = routes(model, case.rows, max(4, model.experts // model.top_k) if case.rows == 1 else 1)
     cpu.experts(x, indices[-1], weights, layer)
-    start = time.perf_counter()
-    for index in indices:
-        cpu.experts(x, index, weights, layer)
-    return (time.perf_counter() - start) / len(indices)
+    calls, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < LEAST_SECONDS:
+        for index in indices:
+            cpu.experts(x, index, weights, layer)
+        calls += len(indices)
+    return seconds / calls
+
+
+def type_and_plan(text: str) -> str:
+    """`TYPE` or `TYPE:PLAN`, looked at."""
+    kind, _, plan = text.partition(":")
+    if kind not in (known.name for known in TYPES) or (plan and plan not in PLANS):
+        raise argparse.ArgumentTypeError(f"{text}: no such type or plan")
+    return text
 
 
 def write_models(folder: Path, shape: Shape, kinds: list[str]) -> dict[str, Path]:
@@ -137,10 +149,13 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         heads,
         key_value_heads,
     )
-    paths = write_models(folder, shape, options.types)
-    plans = {kind: nearest_plan(bits_per_weight(Type[kind]), model) for kind in options.types}
+    plans = {
+        kind: plan or nearest_plan(bits_per_weight(Type[kind]), model)
+        for kind, _, plan in (asked.partition(":") for asked in options.types)
+    }
+    paths = write_models(folder, shape, list(plans))
     layers = {plan: random_layer(model, plan) for plan in set(plans.values())}
-    cases = [Case(*key) for key in product([WITHOUT, *options.types], options.rows, options.threads)]
+    cases = [Case(*key) for key in product([WITHOUT, *plans], options.rows, options.threads)]
     for _ in range(options.rounds):
         for case in cases:
             case.theirs.append(bench(options.llama_bench, paths[case.kind], case, options.tokens, options.bench_args))
@@ -154,7 +169,15 @@ def main() -> None:
     parser.add_argument("--llama-bench", type=Path, required=True, metavar="PATH")
     parser.add_argument("--bench-args", type=shlex.split, default=[], help="more options for it, such as '-rtr 1'")
     parser.add_argument("--model", choices=MODELS, default="mixtral-8x7b")
-    parser.add_argument("--types", nargs="+", choices=[kind.name for kind in TYPES], default=["Q2_K", "Q3_K", "Q4_K"])
+    parser.add_argument(
+        "--types",
+        nargs="+",
+        type=type_and_plan,
+        default=["Q2_K", "Q3_K", "Q4_K"],
+        metavar="TYPE[:PLAN]",
+        help=f"of {', '.join(kind.name for kind in TYPES)}; our plan beside it, of {', '.join(PLANS)}, is the nearest one "
+        "in stored bits unless named",
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 128, 512])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--layers", type=int, default=2)

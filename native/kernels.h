@@ -42,6 +42,7 @@ struct Panel {
   const float* scales;
   const float* sums;
   int group;  // columns of its groups: those of a group of the matrix, or half or a quarter of them
+  int planes = 1;  // neighbouring rows that make one activation, 1 or 2; more than 1 for `many` only
 };
 
 // Row blocks first .. last - 1 of a matrix.
@@ -79,8 +80,8 @@ struct Kernels {
   void (*few)(const Matrix&, Panel, int rows, Blocks, Output);
 
   // Any number of activation rows in panels of panel_rows that follow each other; rows that fill the last panel up to a
-  // multiple of 4 must hold zeros. Bound by arithmetic: tiles are unpacked once for all rows. Results of those
-  // filling rows are written too.
+  // multiple of 4 must hold zeros. Bound by arithmetic: tiles are unpacked once for all rows. The results of the
+  // planes of an activation are added up, so there are rows / planes of them; those of filling rows are written too.
   void (*many)(const Matrix&, Panel, int rows, Blocks, Output);
 
   // `rows` <= few_rows float32 activation rows of padded_columns each, at x + t * x_stride.

@@ -97,17 +97,18 @@ void Prepared::multiply(const Matrix& m, Blocks blocks, Output out) const {
   switch (kernel_) {
     case Kernel::few:
       multiply_few(m, blocks, out);
+      if (planes_ == 2) add_planes(blocks, out);
       break;
     case Kernel::exact:
       multiply_exact(m, blocks, out);
       break;
     case Kernel::many:
-      kernels_->many(m, {codes_, scales_, sums_, like_.group}, rows_ * planes_, blocks, out);
+      kernels_->many(m, {codes_, scales_, sums_, like_.group, planes_}, rows_ * planes_, blocks, out);
       break;
   }
-  if (planes_ == 2) add_planes(blocks, out);
 }
 
+// After `few`, for which a plane is a row like others.
 void Prepared::add_planes(Blocks blocks, Output out) const {
   const int width = kBlockRows * (blocks.last - blocks.first);
   for (int row = 0; row < rows_; ++row) {

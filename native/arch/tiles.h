@@ -7,6 +7,7 @@
 //   narrow       int32, which fit, to int8
 //   Dot<bits>    an accumulator `Acc` of products of quads: start, add, and after at most `span` additions value
 //                (Floats), scaled (value * scale) or widen (Ints). `magic` is what start puts below the products.
+//   keep_alive   an empty statement that changes an accumulator, for all the compiler knows
 //   whole_bytes  whether add takes codes of up to 255; else up to 15, and Dot<8> looks after 8 bits itself
 //   units        vectors of rows that `many` multiplies together
 //   few_units    the same for `few` with a single activation row
@@ -25,6 +26,7 @@
 #include "../kernels.h"
 
 #define MOESAIC_INLINE inline __attribute__((always_inline))
+#define MOESAIC_INLINE_LAMBDA __attribute__((always_inline))  // after a lambda's parameters
 
 namespace moesaic {
 namespace {
@@ -273,64 +275,82 @@ void unpack(const Matrix& m, int block, int first_group, int groups, Unpacked<co
   }
 }
 
+// Numbers to be broadcast from memory: GCC would take them out of a register, with shuffles that products have to wait for.
+template <int count>
+MOESAIC_INLINE void from_memory(float (&numbers)[count]) {
+  __asm__ volatile("" : "+m"(numbers));
+}
+
 // Integer products of one group: `units` vectors of rows times `rows` activation rows, at most `Dot::span` quads.
 template <class V, class Dot, int units, int rows>
 MOESAIC_INLINE void multiply(const std::uint8_t* codes, const std::int8_t* quads, int count,
                              typename Dot::Acc (&dots)[rows][units]) {
-  for (auto& row : dots) {
-    for (auto& dot : row) dot = Dot::start();
-  }
+  unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA {
+    unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA { dots[t][u] = Dot::start(); });
+  });
   for (int q = 0; q < count; ++q) {
     typename V::Codes unit[units];
-    unrolled<units>([&](auto u) { unit[u] = V::load(codes + kQuad * V::lanes * (q * units + u)); });
-    unrolled<rows>([&](auto t) {
-      unrolled<units>([&](auto u) { Dot::add(dots[t][u], unit[u], quads + kQuad * (q * V::panel_rows + t)); });
+    unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA { unit[u] = V::load(codes + kQuad * V::lanes * (q * units + u)); });
+    unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA {
+      unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA {
+        Dot::add(dots[t][u], unit[u], quads + kQuad * (q * V::panel_rows + t));
+        V::keep_alive(dots[t][u]);  // one register for each: GCC would keep a copy in memory up to date
+      });
     });
   }
 }
 
-// The same for a whole group, as floats times the activations' scales: take(t, u, value).
-template <class V, class Dot, int units, int rows, class Take>
+// The same for columns that share scales, as floats times the activations' scales, with the `planes` rows of an activation
+// added up: take(t, u, value) for activation t.
+template <class V, class Dot, int planes, int units, int rows, class Take>
 MOESAIC_INLINE void group_product(const std::uint8_t* codes, const std::int8_t* quads, int count, const float* scales,
                                   Take&& take) {
   typename Dot::Acc dots[rows][units];
+  const auto take_all = [&](auto&& value_of) MOESAIC_INLINE_LAMBDA {
+    unrolled<rows / planes>([&](auto t) MOESAIC_INLINE_LAMBDA {
+      unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA {
+        auto value = value_of(Constant<planes * t>{}, u);
+        if constexpr (planes == 2) value = V::add(value, value_of(Constant<2 * t + 1>{}, u));
+        take(t, u, value);
+      });
+    });
+  };
   if constexpr (Dot::span >= 32) {
     alignas(64) float below[V::panel_rows];  // what the accumulators' start amounts to
     for (int t = 0; t < rows; ++t) below[t] = -Dot::magic * scales[t];
-    // Broadcast them from memory: GCC would take them out of a register, with shuffles that products have to wait for.
-    if constexpr (Dot::magic != 0) __asm__ volatile("" : "+m"(below));
+    if constexpr (Dot::magic != 0) from_memory(below);
     multiply<V, Dot, units, rows>(codes, quads, count, dots);
-    unrolled<rows>([&](auto t) {
-      unrolled<units>([&](auto u) { take(t, u, Dot::scaled(dots[t][u], scales[t], below[t])); });
-    });
+    take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { return Dot::scaled(dots[t][u], scales[t], below[t]); });
   } else {
     typename V::Ints wide[rows][units] = {};
     for (int q = 0; q < count; q += Dot::span) {
       const int step = count - q < Dot::span ? count - q : Dot::span;
       multiply<V, Dot, units, rows>(codes + kQuad * V::lanes * units * q, quads + kQuad * V::panel_rows * q, step, dots);
-      unrolled<rows>([&](auto t) {
-        unrolled<units>([&](auto u) { wide[t][u] = V::sum(wide[t][u], Dot::widen(dots[t][u])); });
+      unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA {
+        unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA { wide[t][u] = V::sum(wide[t][u], Dot::widen(dots[t][u])); });
       });
     }
-    unrolled<rows>([&](auto t) {
-      unrolled<units>([&](auto u) { take(t, u, V::mul(V::floats(wide[t][u]), V::fill(scales[t]))); });
-    });
+    take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { return V::mul(V::floats(wide[t][u]), V::fill(scales[t])); });
   }
 }
 
-// Adds one group's share to the results of `rows` activation rows.
-template <class V, class Dot, int units, int rows>
-void many_tile(const std::uint8_t* codes, const float* scale, const float* scaled_zero, int count,
-               const std::int8_t* quads, const float* scales, const float* sums, Output out) {
-  group_product<V, Dot, units, rows>(codes, quads, count, scales, [&](auto t, auto u, typename V::Floats value) {
+// Adds one group's share to the results of `rows` rows of a panel.
+template <class V, class Dot, int planes, int units, int rows>
+void many_tile(const std::uint8_t* codes, const float* scale, const float* scaled_zero, int count, const std::int8_t* quads,
+               const float* scales, const float* sums, Output out) {
+  alignas(64) float sum[rows / planes] = {};
+  for (int t = 0; t < rows; ++t) sum[t / planes] += sums[t];
+  from_memory(sum);
+  const auto add = [&](auto t, auto u, typename V::Floats value) MOESAIC_INLINE_LAMBDA {
     float* at = out.data + t * out.stride + u * V::lanes;
-    const auto so_far = V::fnma(V::load(scaled_zero + u * V::lanes), V::fill(sums[t]), V::load(at));
+    const auto so_far = V::fnma(V::load(scaled_zero + u * V::lanes), V::fill(sum[t]), V::load(at));
     V::store(at, V::fma(value, V::load(scale + u * V::lanes), so_far));
-  });
+  };
+  group_product<V, Dot, planes, units, rows>(codes, quads, count, scales, add);
 }
 
 // All rows times the unpacked groups first_group .. first_group + groups - 1.
-template <class V, class Dot, int count>
+template <class V, class Dot, int planes, int count>
 void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int groups, Panel x, int rows,
                 Output out) {
   constexpr int units = count * kBlockRows / V::lanes;
@@ -339,15 +359,17 @@ void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int 
     const int here = rows - row < V::panel_rows ? rows - row : V::panel_rows;
     const std::ptrdiff_t group_row = (std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows) * pieces;
     const std::int8_t* quads = x.codes + group_row * group;
-    const Output results{out.data + row * out.stride, out.stride};
+    const Output results{out.data + row / planes * out.stride, out.stride};
     for (int j = 0; j < groups * pieces; ++j) {
       const std::ptrdiff_t at = group_row + j * V::panel_rows;
+      const std::int8_t* later = x.codes + (at + std::ptrdiff_t{V::panel_rows} * m.groups * pieces) * group;
+      for (int line = 0; line < V::panel_rows * group; line += 64) __builtin_prefetch(later + line);  // of the next panel
       unrolled<V::panel_rows / kRowStep>([&](auto step) {
         constexpr int tile_rows = kRowStep * (step + 1);
         if (here <= tile_rows && here > tile_rows - kRowStep) {
-          many_tile<V, Dot, units, tile_rows>(w.codes + kBlockRows * count * group * j, w.scale[j / pieces],
-                                              w.scaled_zero[j / pieces], group / kQuad,
-                                              quads + j * group * V::panel_rows, x.scales + at, x.sums + at, results);
+          many_tile<V, Dot, planes, units, tile_rows>(w.codes + kBlockRows * count * group * j, w.scale[j / pieces],
+                                                      w.scaled_zero[j / pieces], group / kQuad,
+                                                      quads + j * group * V::panel_rows, x.scales + at, x.sums + at, results);
         }
       });
     }
@@ -356,18 +378,20 @@ void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int 
 
 template <class V, int bits, int count>
 void many_blocks(const Matrix& m, Panel x, int rows, int block, Output out) {
-  const int padded_rows = (rows + kRowStep - 1) / kRowStep * kRowStep;
-  for (int t = 0; t < padded_rows; ++t) std::memset(out.data + t * out.stride, 0, sizeof(float) * kBlockRows * count);
+  const int padded_rows = (rows + kRowStep - 1) / kRowStep * kRowStep, results = padded_rows / x.planes;
+  for (int t = 0; t < results; ++t) std::memset(out.data + t * out.stride, 0, sizeof(float) * kBlockRows * count);
   Unpacked<count> w;
   const int step = kChunk / m.group;
   for (int j = 0; j < m.groups; j += step) {
     const int groups = m.groups - j < step ? m.groups - j : step;
     unpack<V, bits, count>(m, block, j, groups, w);
-    many_chunk<V, typename V::template Dot<bits>, count>(m, w, j, groups, x, rows, out);
+    chosen<1, 2>(x.planes, [&](auto planes) {
+      many_chunk<V, typename V::template Dot<bits>, planes, count>(m, w, j, groups, x, rows, out);
+    });
   }
   for (int n = 0; n < kBlockRows * count; n += V::lanes) {
     const auto scale = V::from_bfloat16(m.row_scale + kBlockRows * block + n);
-    for (int t = 0; t < rows; ++t) {
+    for (int t = 0; t < results; ++t) {
       float* at = out.data + t * out.stride + n;
       V::store(at, V::mul(scale, V::load(at)));
     }
