@@ -71,18 +71,17 @@ def make_pruning(model: PreTrainedModel, recorded: Recorded, name: str, share: f
 
 @torch.inference_mode()
 def run_case(model: PreTrainedModel, case: Case, tokens: Tensor, decoded: int, *, keep: bool) -> None:
-    """One round of a case: a prefill of all tokens, and decoding of the last ones."""
+    """One round of a case: a prefill of all tokens, and decoding of the last ones. What runs is counted when not timed."""
     skipping = None if case.pruning is None else attach(model, case.pruning)
-    found = {}
     for kind in ("prefill", "decode"):
-        if skipping is not None:
+        if skipping is not None and not keep:
             skipping.count()
-        found[kind] = _prefill(model, tokens) if kind == "prefill" else _decode(model, tokens[:, : CONTEXT + decoded])
-        case.ran[kind] = 1.0 if skipping is None else skipping.share()
-    detach(model)
-    if keep:
-        for kind, seconds in found.items():
+        seconds = _prefill(model, tokens) if kind == "prefill" else _decode(model, tokens[:, : CONTEXT + decoded])
+        if keep:
             case.seconds.setdefault(kind, []).append(seconds)
+        else:
+            case.ran[kind] = 1.0 if skipping is None else skipping.share()
+    detach(model)
 
 
 def _prefill(model: PreTrainedModel, tokens: Tensor) -> float:

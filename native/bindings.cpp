@@ -14,6 +14,7 @@
 #include <string>
 
 #include "layer.h"
+#include "pool.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -320,6 +321,8 @@ NB_MODULE(_cpu, m) {
   m.def("isas", &isas_here, "The instruction sets that this build and this CPU have, best first.");
   m.def("use_isa", [](const std::string& name) { use_isa(name.c_str()); }, "name"_a,
         "Switch the instruction set; the empty string goes back to MOESAIC_CPU_ISA or the best one.");
+  m.def("use_own_threads", &use_own_threads, "own"_a,
+        "Whether to leave torch's threads alone and work on threads of the module's own.");
   m.def("read_bandwidth", &bandwidth, "data"_a.noconvert(), "times"_a, "threads"_a, "Bytes per second of reading.");
   m.def("dot_product_rate", &dot_rate, "rounds"_a, "threads"_a, "int8 multiply-adds per second on registers.");
 }

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <thread>
 
+#include "openmp.h"
+
 namespace moesaic {
 namespace {
 
@@ -100,6 +102,8 @@ class Pool {
   int workers_ = 0;
 };
 
+std::atomic<bool> own_only{false};
+
 Pool* current = nullptr;
 
 // Threads do not survive a fork: the child starts a pool of its own. The old one is left alone, its locks may be held.
@@ -119,7 +123,7 @@ Pool& pool() {
 
 void Team::barrier() {
   const int round = round_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_.load(std::memory_order_relaxed)) {
     arrived_.store(0, std::memory_order_relaxed);
     round_.store(round + 1, std::memory_order_release);
     return;
@@ -128,9 +132,14 @@ void Team::barrier() {
 }
 
 void run_on_threads(int threads, const std::function<void(int, Team&)>& work) {
-  if (threads > 1) return pool().run(threads, work);
-  Team alone(1);
-  work(0, alone);
+  if (threads == 1) {
+    Team alone(1);
+    return work(0, alone);
+  }
+  if (!own_only && run_on_openmp(threads, work)) return;
+  pool().run(threads, work);
 }
+
+void use_own_threads(bool own) { own_only = own; }
 
 }  // namespace moesaic

@@ -1,4 +1,5 @@
-// Threads that wait for work: started on first use, kept for the life of the process.
+// Work on several threads: on those of torch's OpenMP runtime where there are any (openmp.h), else on threads of our
+// own, started on first use and kept for the life of the process.
 
 #pragma once
 
@@ -12,13 +13,14 @@ class Team {
  public:
   explicit Team(int threads) : threads_(threads) {}
 
-  int threads() const { return threads_; }
+  // Where fewer came than were expected. All threads say so, with the same number, before anything else.
+  void resize(int threads) { threads_.store(threads, std::memory_order_relaxed); }
 
   // Waits until all threads of the team are here.
   void barrier();
 
  private:
-  const int threads_;
+  std::atomic<int> threads_;
   std::atomic<int> arrived_{0};
   std::atomic<int> round_{0};
 };
@@ -39,9 +41,12 @@ class Tasks {
   std::atomic<int> next_{0};
 };
 
-// Runs work(thread, team) on `threads` threads, the caller among them as thread 0, and returns when all are done. One
-// run at a time: callers wait for each other. Idle threads look for new work for some microseconds, then sleep.
-// `work` must not throw.
+// Runs work(thread, team) on `threads` threads, the caller among them as thread 0, and returns when all are done. Our
+// own threads do one run at a time, callers wait for each other, and idle ones look for new work for some microseconds
+// before they sleep. `work` must not throw.
 void run_on_threads(int threads, const std::function<void(int, Team&)>& work);
+
+// Never borrow threads, from now on or until told otherwise; for tests.
+void use_own_threads(bool own);
 
 }  // namespace moesaic

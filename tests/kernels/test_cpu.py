@@ -7,6 +7,7 @@ import gc
 import os
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -466,6 +467,40 @@ def test_a_forked_process_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch
     if child == 0:
         os._exit(0 if torch.equal(cpu.linear(x, blob, layout), expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@needs_module
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_borrowed_threads_and_own_ones_give_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's threads do the work while there are enough of them, our own do otherwise, and no result tells which."""
+    monkeypatch.setenv("MOESAIC_NUM_THREADS", str(threads))
+    layer = random_layer(((1, 2, 3), (4, 2, 8)), (192, 700))
+    x, (index, weights) = normal(9, 192), random_routing(9, 3, 2)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for own, torch_threads in ((True, before), (False, 4), (False, 1), (False, 4)):
+            torch.set_num_threads(torch_threads)
+            cpu.native().use_own_threads(own)
+            results.append(cpu.experts(x, index, weights, layer))
+            torch.randn(64, 4096).softmax(-1).sum()  # torch goes on with its threads
+    finally:
+        torch.set_num_threads(before)
+        cpu.native().use_own_threads(False)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_module
+def test_calls_from_several_threads_at_once_are_right() -> None:
+    """Servers call from threads of their own: every caller gets its own result."""
+    weight = random_matrix((600, 256), 3, 64, False)
+    layout, blob = layout_of(weight), pack(weight)
+    inputs = [normal(rows, 256) for rows in (1, 2, 5, 9)]
+    expected = [cpu.linear(x, blob, layout) for x in inputs]
+    with ThreadPoolExecutor(4) as callers:
+        for _ in range(20):
+            found = list(callers.map(lambda x: cpu.linear(x, blob, layout), inputs))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @needs_module

@@ -50,7 +50,7 @@ def rescale(weights: Tensor, kept: Tensor) -> Tensor:
     masked = wide * kept
     left = masked.sum(dim=-1, keepdim=True)
     factor = wide.sum(dim=-1, keepdim=True) / torch.where(left > 0, left, 1.0)
-    return (masked * torch.where(left > 0, factor, 1.0)).to(weights.dtype)
+    return (masked * factor).to(weights.dtype)
 
 
 def share_threshold(priorities: list[Tensor], share: float) -> float:

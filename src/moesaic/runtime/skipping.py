@@ -1,7 +1,7 @@
 """A skipping policy at work in a model: between each router and its experts.
 
-A hook before every expert layer sorts what the router chose, asks which places run, and hands on the expert -1 at
-those that do not: the packed kernels do not read these experts. An expert layer that is not packed keeps its indices
+A hook before every expert layer sorts what the router chose, asks which places run, and hands on, in that order, the
+expert -1 at those that do not: the packed kernels do not read these experts. An expert layer that is not packed keeps its indices
 and gets weights of zero there, which gives the same numbers and saves nothing. Shared experts have no hook, and
 without a policy there is none at all.
 """
@@ -186,15 +186,14 @@ class Skipping:
         if self.routing is None:
             return None
         hidden, index, weights = (*args, *kwargs.values())
-        ranked, experts, order = sort_places(weights, index)
+        ranked, experts, _ = sort_places(weights, index)
         routed = Routed(ranked, experts, hidden, _count(module))
         chosen = self.routing(name, self._with_context(name, routed))
         if self._counting:
             self._add(name, chosen)
-        scaled = torch.zeros_like(weights).scatter(-1, order, rescale(ranked, chosen))
         if isinstance(module, PackedExperts) and chosen.dtype == torch.bool:
-            index = torch.where(torch.zeros_like(chosen).scatter(-1, order, chosen), index, SKIPPED)
-        return (hidden, index, scaled), {}
+            experts = torch.where(chosen, experts, SKIPPED)
+        return (hidden, experts, rescale(ranked, chosen)), {}  # experts add up in any order of the places
 
     def _with_context(self, name: str, routed: Routed) -> Routed:
         if "sequences" not in self._needs:
