@@ -175,8 +175,8 @@ def main() -> None:
         type=type_and_plan,
         default=["Q2_K", "Q3_K", "Q4_K"],
         metavar="TYPE[:PLAN]",
-        help=f"of {', '.join(kind.name for kind in TYPES)}; our plan beside it, of {', '.join(PLANS)}, is the nearest one "
-        "in stored bits unless named",
+        help=f"of {', '.join(kind.name for kind in TYPES)}; our plan beside it, of {', '.join(PLANS)}, is the nearest "
+        "one in stored bits unless named",
     )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 128, 512])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])

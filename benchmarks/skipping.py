@@ -71,7 +71,7 @@ def make_pruning(model: PreTrainedModel, recorded: Recorded, name: str, share: f
 
 @torch.inference_mode()
 def run_case(model: PreTrainedModel, case: Case, tokens: Tensor, decoded: int, *, keep: bool) -> None:
-    """One round of a case: a prefill of all tokens, and decoding of the last ones. What runs is counted when not timed."""
+    """One round of a case: a prefill of all tokens, and decoding of the last ones. Counts what runs, or times."""
     skipping = None if case.pruning is None else attach(model, case.pruning)
     for kind in ("prefill", "decode"):
         if skipping is not None and not keep:

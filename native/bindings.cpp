@@ -14,6 +14,7 @@
 #include <string>
 
 #include "layer.h"
+#include "mask_router.h"
 #include "pool.h"
 
 namespace nb = nanobind;
@@ -278,6 +279,56 @@ class Layer {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
+// skipping
+
+// Sizes follow from `candidates`, `project` and `experts`, and every other array has to fit them.
+void mask_router(const Array& x, const Array& index, const Array& weights, Result out_index, Result out_weights,
+                 const Array& candidates, const Array& project, const Array& inner, const Array& inner_bias,
+                 const Array& outer, const Array& slope, const Array& bias, const std::optional<Array>& table,
+                 const std::optional<Array>& prefer, std::int64_t experts, float cost, bool sees_hidden,
+                 bool sees_weights, int threads) {
+  for (const auto& [name, array] : {std::pair{"candidates", &candidates}, {"project", &project}}) {
+    if (array->ndim() != 2) refuse(name, "expected 2 dimensions, found shape " + text(shape_of(*array)));
+  }
+  const std::int64_t masks = candidates.shape(0), places = candidates.shape(1), width = project.shape(0), hidden = project.shape(1);
+  if (places < 1 || places > kMostPlaces) refuse("candidates", "places must be 1 .. " + std::to_string(kMostPlaces));
+  for (const auto& [name, size] : {std::pair{"candidates", masks}, {"project", width}, {"project", hidden}}) checked_size(name, size);
+  checked_size("experts", experts), checked_threads(threads);
+  if (width > 4096 || masks > 4096) refuse("project", "more than 4096 numbers or masks");
+  if (table.has_value() != prefer.has_value()) refuse("prefer", "table and prefer come together");
+  const auto floats = [](const char* name, const Array& array, const Shape& shape) {
+    return checked<float>(name, array, shape, "float32");
+  };
+  MaskRouter router{};
+  router.hidden = static_cast<int>(hidden), router.width = static_cast<int>(width), router.places = static_cast<int>(places);
+  router.experts = static_cast<int>(experts), router.masks = static_cast<int>(masks);
+  router.candidates = floats("candidates", candidates, {masks, places});
+  router.project = floats("project", project, {width, hidden});
+  router.inner = floats("inner", inner, {2 * width, width + places});
+  router.inner_bias = floats("inner_bias", inner_bias, {2 * width});
+  router.outer = floats("outer", outer, {masks - 1, 2 * width});
+  router.slope = floats("slope", slope, {masks - 1});
+  router.bias = floats("bias", bias, {masks - 1});
+  if (table) {
+    router.table = floats("table", *table, {places, experts, 2 * width});
+    router.prefer = floats("prefer", *prefer, {places, experts});
+  }
+  router.cost = cost, router.sees_hidden = sees_hidden, router.sees_weights = sees_weights;
+  const Rows input = checked_rows("x", x, hidden);
+  const Routes routes{checked<std::int64_t>("index", index, {input.rows, places}, "int64"),
+                      floats("weights", weights, {input.rows, places}), router.places};
+  for (std::int64_t i = 0; i < input.rows * places; ++i) {
+    if (routes.index[i] < 0 || routes.index[i] >= experts) {
+      refuse("index", "there is no expert " + std::to_string(routes.index[i]) + " in a layer of " + std::to_string(experts));
+    }
+  }
+  auto* kept = const_cast<std::int64_t*>(checked<std::int64_t>("out_index", Array(out_index), {input.rows, places}, "int64"));
+  auto* shares = const_cast<float*>(floats("out_weights", Array(out_weights), {input.rows, places}));
+  const nb::gil_scoped_release release;
+  if (input.rows > 0) run_mask_router(router, input, routes, kept, shares, threads);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // instruction sets and ceilings
 
 std::vector<std::string> isas_here() {
@@ -317,6 +368,11 @@ NB_MODULE(_cpu, m) {
            "gate_up"_a.noconvert(), "down"_a.noconvert(), "gate_up_bias"_a.noconvert().none(),
            "down_bias"_a.noconvert().none(), "precision"_a, "threads"_a,
            "out = the weighted sum of every token's experts; tensors of an entry in ascending order of width");
+  m.def("mask_router", &mask_router, "x"_a.noconvert(), "index"_a.noconvert(), "weights"_a.noconvert(),
+        "out_index"_a.noconvert(), "out_weights"_a.noconvert(), "candidates"_a.noconvert(), "project"_a.noconvert(),
+        "inner"_a.noconvert(), "inner_bias"_a.noconvert(), "outer"_a.noconvert(), "slope"_a.noconvert(),
+        "bias"_a.noconvert(), "table"_a.noconvert().none(), "prefer"_a.noconvert().none(), "experts"_a, "cost"_a,
+        "sees_hidden"_a, "sees_weights"_a, "threads"_a, "What OTP leaves of every token's places, by weight.");
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use.");
   m.def("isas", &isas_here, "The instruction sets that this build and this CPU have, best first.");
   m.def("use_isa", [](const std::string& name) { use_isa(name.c_str()); }, "name"_a,

@@ -38,7 +38,7 @@ PRECISIONS = ("int8", "int8-single", "exact")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped")
 
 # several microseconds a tensor cheaper than letting the native module ask the tensor for it
-_export = torch.utils.dlpack.to_dlpack  # type: ignore[attr-defined]
+export = torch.utils.dlpack.to_dlpack  # type: ignore[attr-defined]
 
 _native: Any
 _missing: str
@@ -54,8 +54,8 @@ def available() -> tuple[bool, str]:
     Raises:
         KernelUnavailable: `MOESAIC_CPU_ISA` names an instruction set that is unknown or that the CPU lacks.
     """
-    ready, reason = is_ready()
-    return ready, f"instruction set {isa()}, {threads()} threads" if ready else reason
+    can_run, reason = is_ready()
+    return can_run, f"instruction set {isa()}, {threads()} threads" if can_run else reason
 
 
 def is_ready() -> tuple[bool, str]:
@@ -203,14 +203,14 @@ def _cpu_linear(  # noqa: PLR0917 (the operator's schema)
     symmetric: bool,
     precision: str | None,
 ) -> Tensor:
-    flat = _ready(x, x.dtype)
+    flat = ready(x, x.dtype)
     if flat.dim() != 2:
         flat = flat.reshape(-1, x.shape[-1])
     out = flat.new_empty(flat.shape[0], rows)
     size = (rows, columns, bits, group_size, symmetric)
     how = (precision_in_use(precision), threads())
     try:
-        native().linear(_export(flat), _export(blob), _given(bias), _export(out), *size, *how)
+        native().linear(export(flat), export(blob), given(bias), export(out), *size, *how)
     except ValueError as error:
         raise UsageError(f"cpu_linear: {error}") from None
     return out.view(*x.shape[:-1], rows) if x.dim() != 2 else out
@@ -238,14 +238,14 @@ def _cpu_experts(  # noqa: PLR0917 (the operator's schema)
     how = (precision_in_use(precision), threads())
     try:
         plan.layer.run(
-            _export(_ready(x, x.dtype)),
-            _export(_ready(index, torch.int64)),
-            _export(_ready(weights, torch.float32)),
-            _export(out),
-            [_export(tensor) for tensor in gate_up],
-            [_export(tensor) for tensor in down],
-            _given(gate_up_bias),
-            _given(down_bias),
+            export(ready(x, x.dtype)),
+            export(ready(index, torch.int64)),
+            export(ready(weights, torch.float32)),
+            export(out),
+            [export(tensor) for tensor in gate_up],
+            [export(tensor) for tensor in down],
+            given(gate_up_bias),
+            given(down_bias),
             *how,
         )
     except ValueError as error:
@@ -266,7 +266,7 @@ for _name, _real, _fake in (("cpu_linear", _cpu_linear, _fake_linear), ("cpu_exp
     torch.library.register_fake(f"moesaic::{_name}", _fake)
 
 
-def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor as the native module wants it; itself when it is so already."""
     if tensor.requires_grad:
         tensor = tensor.detach()
@@ -275,8 +275,9 @@ def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _given(bias: Tensor | None) -> Any:
-    return None if bias is None else _export(_ready(bias, bias.dtype))
+def given(bias: Tensor | None) -> Any:
+    """A tensor that may be missing, for the native module."""
+    return None if bias is None else export(ready(bias, bias.dtype))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A skipping policy at work in a model: between each router and its experts.
 
 A hook before every expert layer sorts what the router chose, asks which places run, and hands on, in that order, the
-expert -1 at those that do not: the packed kernels do not read these experts. An expert layer that is not packed keeps its indices
-and gets weights of zero there, which gives the same numbers and saves nothing. Shared experts have no hook, and
-without a policy there is none at all.
+expert -1 at those that do not: the packed kernels do not read these experts. An expert layer that is not packed keeps
+its indices and gets weights of zero there, which gives the same numbers and saves nothing. Shared experts have no hook,
+and without a policy there is none at all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from moesaic.errors import InvalidPolicy, UnsupportedModel
 from moesaic.families import find_moe_layers
+from moesaic.kernels.skipping import native_decision
 from moesaic.prune import Pruning, Routed
 from moesaic.prune.decide import decide, rescale, sort_places
 from moesaic.runtime.experts import PackedExperts
@@ -30,6 +31,8 @@ _ATTRIBUTE = "_moesaic_skipping"
 
 # layer name, its routing -> which places run `[tokens, k]`: bool, or float from 0 to 1 to be differentiated
 Routing = Callable[[str, Routed], Tensor]
+# layer name, hidden, index, weights -> index and weights by weight, without what does not run
+Shortcut = Callable[[str, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Sequences:
@@ -113,7 +116,10 @@ class Skipping:
     Attributes:
         name: of the policy, for people.
         routing: what decides; None lets everything run.
+        shortcut: decides for packed layers in place of it: layer name, and what the layer is given -> the experts and
+            weights that it gets. None where there is none.
         sequences: see `Sequences`.
+        counts: layer name -> how many experts it has.
         kept: layer name -> how often each place ran since `count` was called, `[k]`; empty when not counting.
     """
 
@@ -130,12 +136,14 @@ class Skipping:
         """
         self.name = ""
         self.routing: Routing | None = None
+        self.shortcut: Shortcut | None = None
         self.sequences = Sequences()
         self.kept: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
         self._counting = False
         self._needs = needs
         self._layers = expert_modules(model)
+        self.counts = {name: _count(module) for name, module in self._layers.items()}
         self._attention: dict[str, str] = {}
         self._restore: Callable[[], None] | None = None
         if "attention" in needs:
@@ -186,8 +194,13 @@ class Skipping:
         if self.routing is None:
             return None
         hidden, index, weights = (*args, *kwargs.values())
+        if self.shortcut is not None and isinstance(module, PackedExperts) and not torch.compiler.is_compiling():
+            index, weights = self.shortcut(name, hidden, index, weights)
+            if self._counting:
+                self._add(name, index != SKIPPED)
+            return (hidden, index, weights), {}
         ranked, experts, _ = sort_places(weights, index)
-        routed = Routed(ranked, experts, hidden, _count(module))
+        routed = Routed(ranked, experts, hidden, self.counts[name])
         chosen = self.routing(name, self._with_context(name, routed))
         if self._counting:
             self._add(name, chosen)
@@ -236,6 +249,9 @@ def attach(model: PreTrainedModel, pruning: Pruning) -> Skipping:
 
     skipping.name = f"{pruning.name}, target {pruning.target:g}"
     skipping.routing = routing
+    decision = native_decision(pruning.policy, model.device)
+    if decision is not None:
+        skipping.shortcut = lambda name, *given: decision(*given, pruning.layers[name], skipping.counts[name])
     setattr(model, _ATTRIBUTE, skipping)
     return skipping
 
