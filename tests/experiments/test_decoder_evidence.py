@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,6 +257,22 @@ def test_a_run_from_model_to_figures(tiny_checkpoint: Callable[[str], Path], tmp
     before = {path: path.stat().st_size for path in setting.work.glob("*.jsonl")}
     assert json.loads(json.dumps(list(make_record(setting))[-1])) == record
     assert {path: path.stat().st_size for path in setting.work.glob("*.jsonl")} == before
+
+
+def test_the_quick_form_on_the_bundled_model_shows_what_is_safe(tmp_path: Path) -> None:
+    """The command, on a trained model: measured costs know which experts matter, and small norm changes do not."""
+    command = [sys.executable, "-m", "experiments.decoder_evidence", "models/demo", "--quick"]
+    command += ["--work", str(tmp_path / "work"), "--save", str(tmp_path / "record.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    names = record["correlations"]["names"]
+    with_truth = dict(zip(names, record["correlations"]["overall"][names.index("truth")], strict=True))
+    for measure in ("Fisher cost", "quantization error"):
+        assert with_truth[measure][1] > 0, measure  # the lower end of the interval
+    cases = {case["name"]: case["against random"] for case in record["ablations"]["1/2/3 at 2.0"]["cases"]}
+    assert cases["Fisher cost, one budget"][2] < 0  # less KL than random plans
+    assert cases["selection count, reversed"][1] > 0
+    assert cases["norm change only"][2] > 0  # not better than random plans, as far as can be told
 
 
 def test_figures_and_tables_come_from_the_records(tmp_path: Path) -> None:
