@@ -3,10 +3,12 @@
 For every type asked for, a model of a few layers with the dimensions of a real one is written as GGUF (random weights,
 experts of that type, all else Q8_0), and one without experts. What a token costs more with experts, over the number of
 layers, is the time of an expert layer; beside it stands ours at the nearest stored bits per weight, timed in the same
-round. Rounds go over all cases, so that a slow minute of the machine hits both sides.
+round. Rounds go over all cases, so that a slow minute of the machine hits both sides. With `--whole` times are those of
+a token through the whole model, ours in transformers with attention at 8 bits, theirs with Q8_0.
 
     python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K IQ2_XS Q4_K --threads 1 2
     python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K:2 Q3_K:3 Q4_K:4 --rows 1
+    python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K:2 --rows 1 --whole
     python benchmarks/llama_cpp.py --llama-bench ik_llama.cpp/build/bin/llama-bench --bench-args "-rtr 1"
 """
 
@@ -27,7 +29,9 @@ from pathlib import Path
 import torch
 from gguf import GGMLQuantizationType as Type
 from random_layers import MODELS, PLANS, Dimensions, expert_bytes, random_layer, routes
+from random_model import VOCABULARY, random_model
 from synthetic_gguf import TYPES, Shape, bits_per_weight, write
+from transformers import PreTrainedModel
 
 from moesaic.kernels import cpu, describe
 from moesaic.kernels.layer import ExpertLayer
@@ -101,6 +105,24 @@ def type_and_plan(text: str) -> str:
     return text
 
 
+@torch.inference_mode()
+def our_whole_seconds(model: PreTrainedModel, case: Case, tokens: int) -> float:
+    """Seconds of one of our steps through a whole model: a decoded token, or a prefill of `case.rows`."""
+    os.environ["MOESAIC_NUM_THREADS"] = str(case.threads)
+    torch.set_num_threads(case.threads)
+    ids = torch.randint(0, VOCABULARY, (1, max(case.rows, tokens + 2)))
+    if case.rows > 1:
+        model(ids[:, : case.rows], use_cache=False, logits_to_keep=1)
+        start = time.perf_counter()
+        model(ids[:, : case.rows], use_cache=False, logits_to_keep=1)
+        return time.perf_counter() - start
+    cache = model(ids[:, :2], use_cache=True).past_key_values
+    start = time.perf_counter()
+    for place in range(2, tokens + 2):
+        model(ids[:, place : place + 1], past_key_values=cache, use_cache=True)
+    return (time.perf_counter() - start) / tokens
+
+
 def write_models(folder: Path, shape: Shape, kinds: list[str]) -> dict[str, Path]:
     """One file for each type, and one without experts."""
     paths = {kind: folder / f"{kind}.gguf" for kind in [*kinds, WITHOUT]}
@@ -117,15 +139,17 @@ def write_models(folder: Path, shape: Shape, kinds: list[str]) -> dict[str, Path
 def report(
     cases: list[Case], plans: dict[str, str], layers: dict[str, ExpertLayer], options: argparse.Namespace
 ) -> None:
-    """Medians; the layer's time is the median of the differences inside a round."""
+    """Medians; a layer's time is the median of the differences inside a round."""
     model = MODELS[options.model]
-    print(f"{'type':>8} {'bpw':>5} {'ours':>10} {'bpw':>5} threads  rows  tokens/s  ms/layer  ours  times")
+    what = "ms/model" if options.whole else "ms/layer"
+    print(f"{'type':>8} {'bpw':>5} {'ours':>10} {'bpw':>5} threads  rows  tokens/s  {what}  ours  times")
     without = {(case.rows, case.threads): case.theirs for case in cases if case.kind == WITHOUT}
     for case in cases:
         if case.kind == WITHOUT:
             continue
         pairs = zip(case.theirs, without[case.rows, case.threads], strict=True)
-        theirs = statistics.median((whole - rest) / options.layers for whole, rest in pairs)
+        each = [whole if options.whole else (whole - rest) / options.layers for whole, rest in pairs]
+        theirs = statistics.median(each)
         ours, rate = statistics.median(case.ours), case.rows / statistics.median(case.theirs)
         plan = plans[case.kind]
         bits, our_bits = bits_per_weight(Type[case.kind]), stored_bits(layers[plan], model)
@@ -155,12 +179,20 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     }
     paths = write_models(folder, shape, list(plans))
     layers = {plan: random_layer(model, plan) for plan in set(plans.values())}
+    wholes = {}
+    if options.whole:
+        wholes = {plan: random_model(options.model, layers=options.layers, plan=plan, linears=8)[0] for plan in layers}
     cases = [Case(*key) for key in product([WITHOUT, *plans], options.rows, options.threads)]
     for _ in range(options.rounds):
         for case in cases:
             case.theirs.append(bench(options.llama_bench, paths[case.kind], case, options.tokens, options.bench_args))
-            if case.kind != WITHOUT:
-                case.ours.append(our_seconds(layers[plans[case.kind]], model, case))
+            if case.kind == WITHOUT:
+                continue
+            plan = plans[case.kind]
+            if options.whole:
+                case.ours.append(our_whole_seconds(wholes[plan], case, options.tokens))
+            else:
+                case.ours.append(our_seconds(layers[plan], model, case))
     report(cases, plans, layers, options)
 
 
@@ -181,6 +213,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 128, 512])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--whole", action="store_true", help="whole models, not the expert layers alone")
     parser.add_argument("--tokens", type=int, default=32, help="generated in a decode run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="keep the GGUF files here, and use those that are there")
