@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "experiments" / "records"
 FIGURE = ROOT / "docs" / "figures" / "allocation.svg"
 MODELS = ("mixtral_20m", "fine_grained_20m")
+QUANTIZERS = ("rtn", "gptq")
 SHOWN = (
     "GEMQ-style global",
     "AlphaQ",
@@ -26,14 +27,15 @@ SHOWN = (
 
 
 def draw(path: Path = FIGURE) -> None:
-    """KL against stored bits, a panel a model, for the quantizer without data."""
-    with panels(path, len(MODELS)) as axes:
-        for axis, model in zip(axes, MODELS, strict=True):
+    """KL against stored bits, a panel for a model and a quantizer."""
+    shown = [(model, quantizer) for quantizer in QUANTIZERS for model in MODELS]
+    with panels(path, len(shown)) as axes:
+        for axis, (model, quantizer) in zip(axes, shown, strict=True):
             record = json.loads((RECORDS / f"allocation_{model}.json").read_text(encoding="utf-8"))
             for number, rule in enumerate(SHOWN):
-                rows = [row for row in record["rows"] if row["rule"] == rule and row["quantizer"] == "rtn"]
+                rows = [row for row in record["rows"] if row["rule"] == rule and row["quantizer"] == quantizer]
                 curve(axis, [row["stored_bpw"] for row in rows], [_interval(row) for row in rows], rule, number)
-            axis.set(title=model, xlabel="stored bits a weight", yscale="log")
+            axis.set(title=f"{model}, {quantizer}", xlabel="stored bits a weight", yscale="log")
         axes[0].set_ylabel("KL from full precision, nats a token")
         axes[-1].legend(fontsize=7)
 

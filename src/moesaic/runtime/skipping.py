@@ -251,7 +251,11 @@ def attach(model: PreTrainedModel, pruning: Pruning) -> Skipping:
     skipping.routing = routing
     decision = native_decision(pruning.policy, model.device)
     if decision is not None:
-        skipping.shortcut = lambda name, *given: decision(*given, pruning.layers[name], skipping.counts[name])
+
+        def shortcut(name: str, hidden: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            return decision(hidden, index, weights, pruning.layers[name], skipping.counts[name])
+
+        skipping.shortcut = shortcut
     setattr(model, _ATTRIBUTE, skipping)
     return skipping
 
