@@ -308,3 +308,43 @@ def test_a_second_policy_takes_the_place_of_the_first(mixtral: PreTrainedModel) 
         mixtral(some_tokens(1, 5))
     assert not first.shares()
     assert second.shares()
+
+
+def test_the_native_decision_runs_the_same_experts(packed: Tiny) -> None:
+    """A float32 model decides natively what it decides in torch, and counts the same; a rule set anew is asked."""
+    model = load(packed("mixtral"), dtype=torch.float32)
+    tokens = some_tokens(2, 24)
+    skipping = attach(model, pruning_of("otp", model))
+    shortcut = skipping.shortcut
+    if shortcut is None:
+        pytest.skip("the native kernels are not built")
+    with torch.inference_mode():
+        skipping.count()
+        native, counted = model(tokens).logits, skipping.shares()
+        watch = Watch(model)
+        assert skipping.shortcut is None
+        skipping.count()
+        torch.testing.assert_close(model(tokens).logits, native, rtol=1e-4, atol=1e-5)
+    assert watch.calls
+    assert 0.5 < skipping.share() < 1
+    assert skipping.shares() == counted
+
+
+def test_the_native_decision_leaves_double_precision_to_torch(mixtral: PreTrainedModel) -> None:
+    """In float64 the policy is asked, since the kernels do not take that dtype."""
+    skipping = attach(mixtral, pruning_of("otp", mixtral))
+    asked: list[str] = []
+    shortcut = skipping.shortcut
+    if shortcut is None:
+        pytest.skip("the native kernels are not built")
+
+    def listen(name: str, *given: Tensor) -> tuple[Tensor, Tensor] | None:
+        decided = shortcut(name, *given)
+        assert decided is None
+        asked.append(name)
+        return decided
+
+    skipping.shortcut = listen
+    with torch.inference_mode():
+        mixtral(some_tokens(1, 5))
+    assert asked == skipping.layers

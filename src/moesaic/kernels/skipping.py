@@ -16,8 +16,8 @@ from moesaic.prune import Otp, Policy, State
 _ORDER = ("project", "inner", "inner_bias", "outer", "slope", "bias")
 
 # hidden `[tokens, hidden]`, index and weights `[tokens, k]` of a layer with so many experts -> the same two by weight,
-# largest first, with expert -1 and weight 0 at places that do not run
-Decision = Callable[[Tensor, Tensor, Tensor, State, int], tuple[Tensor, Tensor]]
+# largest first, with expert -1 and weight 0 at places that do not run; None for a dtype that the kernels do not take
+Decision = Callable[[Tensor, Tensor, Tensor, State, int], tuple[Tensor, Tensor] | None]
 
 
 def native_decision(policy: Policy, device: torch.device) -> Decision | None:
@@ -29,7 +29,11 @@ def native_decision(policy: Policy, device: torch.device) -> Decision | None:
     if not isinstance(policy, Otp) or select(device.type) is not cpu:
         return None
 
-    def decide(hidden: Tensor, index: Tensor, weights: Tensor, state: State, experts: int) -> tuple[Tensor, Tensor]:
+    def decide(
+        hidden: Tensor, index: Tensor, weights: Tensor, state: State, experts: int
+    ) -> tuple[Tensor, Tensor] | None:
+        if hidden.dtype not in cpu.DTYPES:  # float64, in which people check things
+            return None
         return otp(policy, hidden, index, weights, state, experts)
 
     return decide

@@ -31,8 +31,8 @@ _ATTRIBUTE = "_moesaic_skipping"
 
 # layer name, its routing -> which places run `[tokens, k]`: bool, or float from 0 to 1 to be differentiated
 Routing = Callable[[str, Routed], Tensor]
-# layer name, hidden, index, weights -> index and weights by weight, without what does not run
-Shortcut = Callable[[str, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# layer name, hidden, index, weights -> index and weights by weight, without what does not run; None: ask the routing
+Shortcut = Callable[[str, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
 
 
 class Sequences:
@@ -115,9 +115,9 @@ class Skipping:
 
     Attributes:
         name: of the policy, for people.
-        routing: what decides; None lets everything run.
-        shortcut: decides for packed layers in place of it: layer name, and what the layer is given -> the experts and
-            weights that it gets. None where there is none.
+        routing: what decides; None lets everything run. Setting it drops the shortcut, which stood for another one.
+        shortcut: decides the same as `routing` for packed layers, faster: layer name and what the layer is given -> the
+            experts and weights that it gets. None where there is none.
         sequences: see `Sequences`.
         counts: layer name -> how many experts it has.
         kept: layer name -> how often each place ran since `count` was called, `[k]`; empty when not counting.
@@ -135,7 +135,7 @@ class Skipping:
             InvalidPolicy: a policy that needs attention maps, which the model does not give.
         """
         self.name = ""
-        self.routing: Routing | None = None
+        self._routing: Routing | None = None
         self.shortcut: Shortcut | None = None
         self.sequences = Sequences()
         self.kept: dict[str, Tensor] = {}
@@ -157,6 +157,15 @@ class Skipping:
         for name in set(self._attention.values()):
             take = partial(self.sequences.take_attention, name)
             self._handles.append(model.get_submodule(name).register_forward_hook(take))
+
+    @property
+    def routing(self) -> Routing | None:
+        """See the class."""
+        return self._routing
+
+    @routing.setter
+    def routing(self, rule: Routing | None) -> None:
+        self._routing, self.shortcut = rule, None
 
     @property
     def layers(self) -> list[str]:
@@ -195,10 +204,11 @@ class Skipping:
             return None
         hidden, index, weights = (*args, *kwargs.values())
         if self.shortcut is not None and isinstance(module, PackedExperts) and not torch.compiler.is_compiling():
-            index, weights = self.shortcut(name, hidden, index, weights)
-            if self._counting:
-                self._add(name, index != SKIPPED)
-            return (hidden, index, weights), {}
+            decided = self.shortcut(name, hidden, index, weights)
+            if decided is not None:
+                if self._counting:
+                    self._add(name, decided[0] != SKIPPED)
+                return (hidden, *decided), {}
         ranked, experts, _ = sort_places(weights, index)
         routed = Routed(ranked, experts, hidden, self.counts[name])
         chosen = self.routing(name, self._with_context(name, routed))
@@ -252,7 +262,7 @@ def attach(model: PreTrainedModel, pruning: Pruning) -> Skipping:
     decision = native_decision(pruning.policy, model.device)
     if decision is not None:
 
-        def shortcut(name: str, hidden: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        def shortcut(name: str, hidden: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
             return decision(hidden, index, weights, pruning.layers[name], skipping.counts[name])
 
         skipping.shortcut = shortcut
