@@ -67,6 +67,7 @@ struct Activation {
 struct Kernels {
   const char* name;
   int few_rows;    // most activation rows in one call of `few` and `exact`, at most 4
+  int few_pays[2];  // rows up to which calls of `few` take less time than `many`: with one plane, with two
   int panel_rows;  // rows of a full panel for `many`, a multiple of 4
 
   // Quantizes `columns` floats to int8, padded with zeros to `groups` whole groups, for a product with matrices of

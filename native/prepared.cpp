@@ -7,7 +7,6 @@ namespace moesaic {
 namespace {
 
 constexpr int kRowStep = 4;          // `many` works on rows in multiples of this
-constexpr int kFewAtMost = 4;        // activation rows up to which streaming codes beats unpacking them
 constexpr int kRestColumns = 512;    // of a row whose planes are made at a time
 constexpr std::size_t kAlignment = 64;
 
@@ -22,7 +21,8 @@ Prepared::Prepared(const Kernels& kernels, const Matrix& like, int rows, Roundin
       planes_(std::max(1, rounding.planes)),
       code_rows_(rows * planes_),
       panel_(kernels.few_rows) {
-  kernel_ = rounding.planes == 0 ? Kernel::exact : code_rows_ <= kFewAtMost ? Kernel::few : Kernel::many;
+  const bool few = code_rows_ <= kernels.few_pays[planes_ - 1];
+  kernel_ = rounding.planes == 0 ? Kernel::exact : few ? Kernel::few : Kernel::many;
   if (kernel_ == Kernel::many) {
     panel_ = kernels.panel_rows;
     code_rows_ = (code_rows_ + kRowStep - 1) / kRowStep * kRowStep;

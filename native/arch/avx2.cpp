@@ -10,6 +10,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int lanes = 8, units = 2, few_units = 2, pair_units = 2, few_rows = 2, panel_rows = 4;
+  static constexpr int few_pays = 7, few_pays_planes = 4;
   static constexpr bool whole_bytes = false;
 
   using Codes = __m256i;

@@ -13,6 +13,7 @@ namespace {
 
 struct Avx512 {
   static constexpr int lanes = 16, units = 2, few_units = 1, pair_units = 1, few_rows = 4, panel_rows = 12;
+  static constexpr int few_pays = 64, few_pays_planes = 16;
   static constexpr bool whole_bytes = true;
 
   using Codes = __m512i;

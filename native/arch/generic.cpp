@@ -7,6 +7,7 @@ namespace {
 
 struct Generic {
   static constexpr int lanes = kBlockRows, units = 1, few_units = 1, pair_units = 1, few_rows = 1, panel_rows = 4;
+  static constexpr int few_pays = 4, few_pays_planes = 4;
   static constexpr bool whole_bytes = true;
 
   struct Codes {

@@ -10,6 +10,7 @@ namespace {
 
 struct Neon {
   static constexpr int lanes = 4, units = 4, few_units = 4, pair_units = 2, few_rows = 2, panel_rows = 4;
+  static constexpr int few_pays = 4, few_pays_planes = 4;
   static constexpr bool whole_bytes = false;
 
   using Codes = uint8x16_t;

@@ -258,8 +258,8 @@ inline void from_float(DType dtype, const float* in, void* out, int count) {
 
 template <class V>
 constexpr Kernels table(const char* name) {
-  return {name,     V::few_rows, V::panel_rows, quantize<V>, few<V>,      many<V>,
-          exact<V>, activate,    to_float,      from_float,  read_all<V>, dot_products<V>};
+  return {name,     V::few_rows, {V::few_pays, V::few_pays_planes}, V::panel_rows, quantize<V>, few<V>, many<V>,
+          exact<V>, activate,    to_float,                          from_float,    read_all<V>, dot_products<V>};
 }
 
 }  // namespace

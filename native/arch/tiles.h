@@ -12,7 +12,7 @@
 //   units        vectors of rows that `many` multiplies together
 //   few_units    the same for `few` with a single activation row
 //   pair_units   and with two
-//   few_rows, panel_rows   as in the table
+//   few_rows, few_pays, panel_rows   as in the table; few_pays_planes with two planes
 //
 // Everything is in an unnamed namespace: the files are compiled for different instruction sets, and a function
 // shared by the linker could end up with instructions that the CPU lacks.

@@ -29,6 +29,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 4e-3, torch.float16: 1e-3}  # of the result's own dtype
 INT8, EXACT = 1e-2, 1e-5
 SINGLE = 2e-2  # one int8 number for each activation of a whole expert
+ROWS = st.integers(0, 30) | st.integers(
+    60, 90
+)  # of activations: for the kernels of few rows, and of many in every instruction set
 KINDS = ("silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped")
 
 needs_module = pytest.mark.skipif(not IS_BUILT, reason="the compiled module is not there")
@@ -133,7 +136,7 @@ def test_linear_is_the_references(isa: str, data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 70), st.integers(1, 400)), label="shape")
     bits, group = data.draw(st.sampled_from((1, 2, 3, 4, 8))), data.draw(st.sampled_from((32, 64, 128)))
     weight = random_matrix(shape, bits, group, data.draw(st.booleans(), label="symmetric"))
-    rows, dtype = data.draw(st.integers(0, 30), label="rows"), data.draw(st.sampled_from(DTYPES))
+    rows, dtype = data.draw(ROWS, label="rows"), data.draw(st.sampled_from(DTYPES))
     x = normal(rows, shape[1], dtype=dtype)
     bias = normal(shape[0], seed=5) if data.draw(st.booleans(), label="bias") else None
     layout, blob = layout_of(weight), pack(weight)
@@ -154,7 +157,7 @@ def test_linear_of_a_real_size(isa: str, bits: int) -> None:
     cpu.native().use_isa(isa)
     weight = random_matrix((300, 1500), bits, 64, False)
     layout, blob = layout_of(weight), pack(weight)
-    for rows in (1, 2, 4, 7, 12, 400):
+    for rows in (1, 2, 4, 7, 12, 70, 400):
         x = normal(rows, 1500)
         expected = reference.linear(x.double(), blob, layout)
         assert relative(cpu.linear(x, blob, layout), expected) < INT8
@@ -172,7 +175,7 @@ def test_extreme_codes_do_not_overflow(isa: str, bits: int, group: int) -> None:
     weight.codes.fill_(2**bits - 1)
     layout, blob = layout_of(weight), pack(weight)
     for sign in (1, -1):
-        for rows in (1, 3, 16):
+        for rows in (1, 3, 16, 70):
             x = torch.full((rows, 512), sign * 127 / 64)  # its int8 scale is exact
             assert relative(cpu.linear(x, blob, layout), reference.linear(x.double(), blob, layout)) < 1e-5
 
@@ -252,7 +255,7 @@ def test_experts_are_the_references(isa: str, data: st.DataObject) -> None:
         symmetric=data.draw(st.booleans(), label="symmetric"),
         bias=data.draw(st.booleans(), label="bias"),
     )
-    tokens, dtype = data.draw(st.integers(0, 24), label="tokens"), data.draw(st.sampled_from(DTYPES))
+    tokens, dtype = data.draw(ROWS, label="tokens"), data.draw(st.sampled_from(DTYPES))
     x = normal(tokens + 16, layer.gate_up.layout.columns, dtype=dtype)
     index, weights = random_routing(tokens + 16, data.draw(st.integers(1, 3), label="top_k"), experts)
     expected = reference.experts(x.double(), index, weights.double(), layer)
@@ -289,7 +292,7 @@ def test_int8_experts_stay_within_one_percent(isa: str, group: int, kind: str) -
         if kind == "swiglu_clamped" and matrices == 1:
             continue
         layer = random_layer(((bits, 8), (bits, 8)), (256, 384), kind=kind, matrices=matrices, group=group)
-        for tokens in (1, 3, 9):
+        for tokens in (1, 3, 9, 70):
             x, index, weights = normal(tokens, 256), torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
             expected = reference.experts(x.double(), index, weights.double(), layer)
             assert relative(cpu.experts(x, index, weights, layer), expected) < INT8

@@ -61,7 +61,7 @@ double worst_of(const char* isa, const Shape& s) {
   const Matrix m = matrix_in(blob, s.rows, s.columns, s.bits, s.group, s.symmetric);
   std::normal_distribution<float> normal;
   double worst = 0;
-  for (int rows : {1, 2, 3, 4, 5, 13, 30}) {
+  for (int rows : {1, 2, 3, 4, 5, 13, 30, 70}) {
     std::vector<float> x(static_cast<std::size_t>(rows) * s.columns);
     for (float& value : x) value = normal(numbers);
     for (bool exact : {false, true}) {

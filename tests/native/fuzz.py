@@ -111,8 +111,12 @@ class Case:
         """Mostly small, sometimes across the borders of slices and chunks."""
         return self.number(1, 40) if self.random.random() < 0.7 else self.number(41, 700)
 
+    def rows(self) -> int:
+        """Of activations: mostly few, sometimes enough for the kernels that unpack codes first."""
+        return self.number(0, 30) if self.random.random() < 0.9 else self.number(60, 90)
+
     def linear(self) -> dict[str, Any]:
-        rows, columns, tokens = self.size(), self.size(), self.number(0, 30)
+        rows, columns, tokens = self.size(), self.size(), self.rows()
         bits, group, symmetric = self.pick(WIDTHS), self.pick(GROUPS), self.random.random() < 0.5
         dtype = self.pick((np.float32, np.float16))
         return {
@@ -135,7 +139,7 @@ class Case:
         gated, group, symmetric = self.random.random() < 0.7, self.pick(GROUPS), self.random.random() < 0.5
         widths = [[self.pick((*WIDTHS, 16)) for _ in range(experts)] for _ in range(2)]
         packed = [e for e in range(experts) if 16 not in (widths[0][e], widths[1][e])]
-        tokens, top_k = self.number(0, 20), self.number(0, 3)
+        tokens, top_k = self.rows(), self.number(0, 3)
         dtype = self.pick((np.float32, np.float16))
         matrices = 1 + gated
         index = self.arenas.array(self.random, (tokens, top_k), np.int64)
