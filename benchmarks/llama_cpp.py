@@ -10,6 +10,9 @@ a token through the whole model, ours in transformers with attention at 8 bits, 
     python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K:2 Q3_K:3 Q4_K:4 --rows 1
     python benchmarks/llama_cpp.py --llama-bench llama.cpp/build/bin/llama-bench --types Q2_K:2 --rows 1 --whole
     python benchmarks/llama_cpp.py --llama-bench ik_llama.cpp/build/bin/llama-bench --bench-args "-rtr 1"
+
+Types that only a fork knows come from its own quantizer: `--folder FOLDER` keeps the files, `llama-quantize
+--allow-requantize FOLDER/Q4_0.gguf IQ2_KS.gguf IQ2_KS` makes another, and `--types IQ2_KS.gguf:2` times it.
 """
 
 from __future__ import annotations
@@ -98,11 +101,27 @@ def our_seconds(layer: ExpertLayer, model: Dimensions, case: Case) -> float:
 
 
 def type_and_plan(text: str) -> str:
-    """`TYPE` or `TYPE:PLAN`, looked at."""
+    """`TYPE`, `TYPE:PLAN` or `FILE.gguf:PLAN`, looked at."""
     kind, _, plan = text.partition(":")
-    if kind not in (known.name for known in TYPES) or (plan and plan not in PLANS):
+    known = is_file(kind) or kind in (each.name for each in TYPES)
+    if not known or (plan and plan not in PLANS):
         raise argparse.ArgumentTypeError(f"{text}: no such type or plan")
+    if is_file(kind) and (not plan or not Path(kind).is_file()):
+        raise argparse.ArgumentTypeError(f"{text}: no such file, or no plan after it")
     return text
+
+
+def is_file(kind: str) -> bool:
+    """Whether a type is given as a file that holds it."""
+    return kind.endswith(".gguf")
+
+
+def their_bits(kind: str, paths: dict[str, Path], shape: Shape) -> float:
+    """Stored bits of an expert's weight: the type's; of a file, what it has more than the one without experts."""
+    if not is_file(kind):
+        return bits_per_weight(Type[kind])
+    weights = shape.layers * shape.experts * 3 * shape.hidden * shape.intermediate
+    return 8 * (paths[kind].stat().st_size - paths[WITHOUT].stat().st_size) / weights
 
 
 @torch.inference_mode()
@@ -125,7 +144,7 @@ def our_whole_seconds(model: PreTrainedModel, case: Case, tokens: int) -> float:
 
 def write_models(folder: Path, shape: Shape, kinds: list[str]) -> dict[str, Path]:
     """One file for each type, and one without experts."""
-    paths = {kind: folder / f"{kind}.gguf" for kind in [*kinds, WITHOUT]}
+    paths = {kind: Path(kind) if is_file(kind) else folder / f"{kind}.gguf" for kind in [*kinds, WITHOUT]}
     for kind, path in paths.items():
         if not path.is_file():
             write(
@@ -137,7 +156,11 @@ def write_models(folder: Path, shape: Shape, kinds: list[str]) -> dict[str, Path
 
 
 def report(
-    cases: list[Case], plans: dict[str, str], layers: dict[str, ExpertLayer], options: argparse.Namespace
+    cases: list[Case],
+    plans: dict[str, str],
+    bits: dict[str, float],
+    layers: dict[str, ExpertLayer],
+    options: argparse.Namespace,
 ) -> None:
     """Medians; a layer's time is the median of the differences inside a round."""
     model = MODELS[options.model]
@@ -152,9 +175,10 @@ def report(
         theirs = statistics.median(each)
         ours, rate = statistics.median(case.ours), case.rows / statistics.median(case.theirs)
         plan = plans[case.kind]
-        bits, our_bits = bits_per_weight(Type[case.kind]), stored_bits(layers[plan], model)
+        our_bits = stored_bits(layers[plan], model)
         print(
-            f"{case.kind:>8} {bits:>5.2f} {plan:>10} {our_bits:>5.2f} {case.threads:>7} {case.rows:>5} {rate:>9.1f} "
+            f"{Path(case.kind).stem:>8} {bits[case.kind]:>5.2f} {plan:>10} {our_bits:>5.2f} {case.threads:>7} "
+            f"{case.rows:>5} {rate:>9.1f} "
             f"{1e3 * theirs:>9.2f} {1e3 * ours:>5.2f} {theirs / ours:>6.2f}"
         )
 
@@ -193,7 +217,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
                 case.ours.append(our_whole_seconds(wholes[plan], case, options.tokens))
             else:
                 case.ours.append(our_seconds(layers[plan], model, case))
-    report(cases, plans, layers, options)
+    report(cases, plans, {kind: their_bits(kind, paths, shape) for kind in plans}, layers, options)
 
 
 def main() -> None:
@@ -207,8 +231,8 @@ def main() -> None:
         type=type_and_plan,
         default=["Q2_K", "Q3_K", "Q4_K"],
         metavar="TYPE[:PLAN]",
-        help=f"of {', '.join(kind.name for kind in TYPES)}; our plan beside it, of {', '.join(PLANS)}, is the nearest "
-        "one in stored bits unless named",
+        help=f"of {', '.join(kind.name for kind in TYPES)}, or a GGUF file; our plan beside it, of "
+        f"{', '.join(PLANS)}, is the nearest one in stored bits unless named",
     )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 128, 512])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])

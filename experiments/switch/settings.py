@@ -25,7 +25,8 @@ class Table:
 # The paper's widths with both quantizers, and one bit less, where a small model has more to lose.
 HQQ = Table("hqq", (2, 3), (2.0, 2.125, 2.25, 2.5, 2.75, 2.875, 3.0))
 HQQ_LOW = Table("hqq", (1, 2), (1.0, 1.125, 1.25, 1.5, 1.75, 1.875, 2.0))
-GPTQ = Table("gptq", (2, 3), (2.0, 2.25, 2.5, 3.0))
+GPTQ = Table("gptq", (2, 3), HQQ.bits)
+GPTQ_LOW = Table("gptq", (1, 2), HQQ_LOW.bits)
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,17 @@ class Settings:
     finetuning: Mapping[str, Any] = field(default_factory=dict)
     finetuned: int = 3
     words: tuple[int, int] = (6, 12)
-    generated: int = 120
-    scored: int = 200
+    generated: int = 240
+    scored: int = 400
     counted: int = 1536
     new_tokens: int = 14
     tables: Mapping[str, Table] = field(
-        default_factory=lambda: {"HQQ, 2 and 3 bits": HQQ, "HQQ, 1 and 2 bits": HQQ_LOW, "GPTQ, 2 and 3 bits": GPTQ}
+        default_factory=lambda: {
+            "HQQ, 2 and 3 bits": HQQ,
+            "HQQ, 1 and 2 bits": HQQ_LOW,
+            "GPTQ, 2 and 3 bits": GPTQ,
+            "GPTQ, 1 and 2 bits": GPTQ_LOW,
+        }
     )
     random_plans: int = 3
     truth: tuple[str, int] = ("hqq", 1)
@@ -76,16 +82,16 @@ class Settings:
 
 FULL = Settings(
     finetuning={
-        "steps": 160,
-        "warmup_steps": 10,
+        "steps": 480,
+        "warmup_steps": 30,
         "batch_size": 32,
         "lr": 0.002,
         "min_lr": 0.0001,
         "weight_decay": 0.01,
-        "valid_every": 80,
+        "valid_every": 240,
         "valid_windows": 96,
         "log_every": 20,
-        "checkpoint_every": 80,
+        "checkpoint_every": 120,
     }
 )
 QUICK = Settings(

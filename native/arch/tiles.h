@@ -187,6 +187,7 @@ void few_units(Group group, const Matrix& m, Panel x, int block, int lane, float
     for (int u = 0; u < units; ++u) {
       if (Unit<V>(0, 0, u).lane > 0 || lane > 0) continue;  // the block's first unit fetches for all
       for (int line = 0; line < 2 * group * bits; line += 64) __builtin_prefetch(tiles[u] + kPrefetchAhead + line);
+      __builtin_prefetch(parameters[u] + 8 * m.parameter_bytes());
     }
     few_tiles<V, bits, rows, units>(group, tiles, parameters, m.symmetric, x.codes + std::ptrdiff_t{j} * group * rows,
                                     x.scales + j * rows * kParts, x.sums + j * rows, total);
