@@ -47,7 +47,10 @@ struct Places {
 
   Places(const MaskRouter& router, const float* given, const std::int64_t* index) {
     std::iota(order, order + router.places, 0);
-    std::stable_sort(order, order + router.places, [&](int a, int b) { return given[a] > given[b]; });
+    const auto before = [&](int a, int b) {  // NaN first, as torch sorts: an order has to be one for any number
+      return given[a] > given[b] || (std::isnan(given[a]) && !std::isnan(given[b]));
+    };
+    std::stable_sort(order, order + router.places, before);
     for (int j = 0; j < router.places; ++j) {
       weights[j] = given[order[j]];
       experts[j] = index[order[j]];

@@ -178,6 +178,39 @@ class Case:
         }
         return made, run
 
+    def mask_router(self) -> dict[str, Any]:
+        """Arguments of OTP's decision; a NaN among the weights now and then."""
+        hidden, width, places, experts = self.number(1, 100), self.number(1, 20), self.number(1, 8), self.number(1, 20)
+        masks, tokens, sees_experts = self.number(1, 20), self.rows(), self.random.random() < 0.5
+        index = self.arenas.array(self.random, (tokens, places), np.int64)
+        index[...] = self.random.integers(0, experts, (tokens, places))
+        candidates = self.floats(masks, places)
+        candidates[...] = candidates > 0
+        weights = self.floats(tokens, places)
+        if weights.size and self.random.random() < 0.2:
+            weights.flat[self.number(0, weights.size - 1)] = np.nan
+        return {
+            "x": self.floats(tokens, hidden, dtype=self.pick((np.float32, np.float16))),
+            "index": index,
+            "weights": weights,
+            "out_index": self.arenas.array(self.random, (tokens, places), np.int64),
+            "out_weights": self.floats(tokens, places),
+            "candidates": candidates,
+            "project": self.floats(width, hidden),
+            "inner": self.floats(2 * width, width + places),
+            "inner_bias": self.floats(2 * width),
+            "outer": self.floats(masks - 1, 2 * width),
+            "slope": self.floats(masks - 1),
+            "bias": self.floats(masks - 1),
+            "table": self.floats(places, experts, 2 * width) if sees_experts else None,
+            "prefer": self.floats(places, experts) if sees_experts else None,
+            "experts": experts,
+            "cost": self.pick((0.0, 1.0, float("nan"), float("inf"))),
+            "sees_hidden": self.random.random() < 0.5,
+            "sees_weights": self.random.random() < 0.5,
+            "threads": self.number(1, 4),
+        }
+
     def spoiled(self, value: Any) -> Any:
         """Something else in the place of an argument."""
         if isinstance(value, np.ndarray):
@@ -235,7 +268,8 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
     """One case; whether it was refused."""
     case = Case(arenas, seed)
     module.use_isa(case.pick(module.isas()))
-    made, arguments = case.layer() if case.random.random() < 0.6 else (None, case.linear())
+    kind = case.random.choice(["layer", "linear", "mask_router"], p=[0.55, 0.35, 0.1])
+    made, arguments = case.layer() if kind == "layer" else (None, getattr(case, kind)())
     spoil = case.random.random() < 0.7
     if spoil and made is not None and case.random.random() < 0.3:
         name = case.pick(list(made))
@@ -245,7 +279,7 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
             name = case.pick(list(arguments))
             arguments[name] = case.spoiled(arguments[name])
     if made is None:
-        call = module.linear
+        call = getattr(module, kind)
     else:
         if refused(module.Layer, made):
             assert spoil, "arguments that are right were refused"
@@ -254,9 +288,11 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
     was_refused = refused(call, arguments)
     assert spoil or not was_refused, "arguments that are right were refused"
     if not spoil:
-        first = arguments["out"].copy()
+        results = [arguments[name] for name in ("out", "out_index", "out_weights") if name in arguments]
+        first = [result.copy() for result in results]
         call(**(arguments | {"threads": 1}))
-        assert np.array_equal(first, arguments["out"], equal_nan=True), "the result depends on the number of threads"
+        for one, other in zip(first, results, strict=True):
+            assert np.array_equal(one, other, equal_nan=True), "the result depends on the number of threads"
     return was_refused
 
 
