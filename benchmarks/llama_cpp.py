@@ -31,8 +31,8 @@ from pathlib import Path
 
 import torch
 from gguf import GGMLQuantizationType as Type
-from random_layers import MODELS, PLANS, Dimensions, expert_bytes, random_layer, routes
-from random_model import VOCABULARY, random_model
+from random_layers import MODELS, PLANS, VOCABULARY, Dimensions, expert_bytes, random_layer, routes
+from random_model import random_model
 from synthetic_gguf import TYPES, Shape, bits_per_weight, write
 from transformers import PreTrainedModel
 

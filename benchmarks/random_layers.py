@@ -12,6 +12,7 @@ from moesaic.kernels.layer import Activation, ExpertEntry, ExpertLayer
 from moesaic.packing.layout import EntryLayout
 
 GROUP_SIZE = 64
+VOCABULARY = 1024  # of whole models; small: with two layers a real one would take more time than they do
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """A few layers of a real architecture at real dimensions, packed, with random codes: for timing whole steps.
 
 Nothing is quantized and no float weights of experts exist at any time. The routers spread their logits about as
-trained ones do, so that the weights of a token's experts differ. The vocabulary is small: with two layers a real one
-would take more time than they do.
+trained ones do, so that the weights of a token's experts differ.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from random_layers import GROUP_SIZE, expert_bytes, random_entry, widths_of
+from random_layers import GROUP_SIZE, VOCABULARY, expert_bytes, random_entry, widths_of
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, Qwen3MoeConfig
 
@@ -19,10 +18,10 @@ from moesaic.families import find_moe_layers
 from moesaic.packing.layout import EntryLayout, MatrixLayout
 from moesaic.packing.names import entry_layouts
 from moesaic.records import LayerBits
+from moesaic.runtime import attention
 from moesaic.runtime.experts import PackedEntry, PackedExperts
 from moesaic.runtime.linear import PackedLinear
 
-VOCABULARY = 1000
 ROUTER_SPREAD = 1.5  # standard deviation of a router's logits
 CONFIGS: dict[str, Any] = {
     "mixtral-8x7b": lambda layers: MixtralConfig(num_hidden_layers=layers, vocab_size=VOCABULARY),
@@ -81,6 +80,7 @@ def random_model(name: str, *, layers: int, plan: str, linears: int) -> tuple[Pr
         read += config.num_experts_per_tok * mean
     other = _attention(model, linears)
     _materialise(model)
+    attention.use(model)
     return model.eval().requires_grad_(False), Sizes(read, other)
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_layers import PLANS
-from random_model import CONFIGS, VOCABULARY, random_model
+from random_layers import PLANS, VOCABULARY
+from random_model import CONFIGS, random_model
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -14,8 +14,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
+from random_layers import VOCABULARY
 
-VOCABULARY = 4096
 HEAD_WIDTH = 128
 TARGET_RMS = 0.02  # of all weights
 SAMPLE_BLOCKS = 512

@@ -31,6 +31,7 @@ from moesaic.packing.names import entry_layouts, linear_marker, marker_tensor
 from moesaic.packing.pruning import PRUNING, read_pruning
 from moesaic.prune import Pruning
 from moesaic.records import ENTRIES, WIDTHS, LayerBits
+from moesaic.runtime import attention
 from moesaic.runtime.experts import PackedExperts
 from moesaic.runtime.linear import PackedLinear
 from moesaic.runtime.skipping import attach
@@ -115,7 +116,7 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
                 _expect_marker(model, linear_marker(name))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        """Copy numbers that lie askew in their file, and let the folder's policy decide from now on.
+        """Copy numbers that lie askew in their file; let the folder's policy decide, and tokens attend, from now on.
 
         Kernels want numbers aligned; other programs may write them otherwise.
         """
@@ -123,6 +124,7 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
             for name, tensor in module._buffers.items():
                 if tensor is not None and not tensor.is_meta and tensor.data_ptr() % tensor.element_size():
                     module._buffers[name] = tensor.clone()
+        attention.use(model)
         if self._policy is not None:
             attach(model, self._policy)
 
