@@ -76,14 +76,14 @@ MOESAIC_INLINE void grids_of_group(const float* x, int group, int parts, Grid (&
 template <class V>
 MOESAIC_INLINE void encode_group(const float* x, int group, const Grid (&grids)[kParts], int panel,
                                  std::int8_t* codes, std::int32_t (&sums)[kParts], float* rest) {
-  Ints4 total[kParts] = {};
+  Words4 total[kParts] = {};  // unsigned: what becomes of NaN and infinity may wrap around, and its scale is NaN
   for (int k = 0; k < group; k += kParts * kQuad) {
     Ints4 rounded[kParts];
     for (int s = 0; s < kParts; ++s) {
       const Floats4 values = loaded<Floats4>(x + k + kQuad * s);
       const Floats4 shifted = values * grids[s].inverse + kRounder;
       rounded[s] = bits_as<Ints4>(shifted) - bits_as<std::int32_t>(kRounder);
-      total[s] += rounded[s];
+      total[s] += bits_as<Words4>(rounded[s]);
       if (rest) {
         const Floats4 left = values - (shifted - kRounder) * grids[s].scale;
         std::memcpy(rest + k + kQuad * s, &left, sizeof left);
@@ -95,7 +95,9 @@ MOESAIC_INLINE void encode_group(const float* x, int group, const Grid (&grids)[
       std::memcpy(codes + (k + kQuad * s) * panel, bytes + kQuad * s, kQuad);
     }
   }
-  for (int s = 0; s < kParts; ++s) sums[s] = (total[s][0] + total[s][1]) + (total[s][2] + total[s][3]);
+  for (int s = 0; s < kParts; ++s) {
+    sums[s] = static_cast<std::int32_t>((total[s][0] + total[s][1]) + (total[s][2] + total[s][3]));
+  }
 }
 
 // What takes back the weights of `few`'s in-place codes, per part.

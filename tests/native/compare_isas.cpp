@@ -4,7 +4,8 @@
 //       native/{dispatch,layer,pool,prepared}.cpp native/arch/{generic,neon}.cpp && qemu-aarch64 a.out
 //
 // Where multiply-add is one operation, an activation near the middle of two codes may get the other one; nothing else
-// may differ by more than float32 rounding.
+// may differ by more than float32 rounding. For some numbers of rows one instruction set streams codes and the other
+// unpacks them; these round activations with scales of their own, and may differ by what int8 loses.
 
 #include <cmath>
 #include <cstdio>
@@ -52,6 +53,13 @@ double difference(const std::vector<float>& a, const std::vector<float>& b) {
   return std::sqrt(off / size);
 }
 
+// Whether so many rows stream the codes.
+bool streams(const char* isa, int rows) {
+  use_isa(isa);
+  return rows <= kernels().few_pays[0];
+}
+
+// The largest difference, as a share of what is allowed.
 double worst_of(const char* isa, const Shape& s) {
   const std::size_t bytes = blob_bytes(s.rows, s.columns, s.bits, s.group, s.symmetric);
   // no byte more than the blob: a memory checker sees reads beyond its end
@@ -65,7 +73,8 @@ double worst_of(const char* isa, const Shape& s) {
     std::vector<float> x(static_cast<std::size_t>(rows) * s.columns);
     for (float& value : x) value = normal(numbers);
     for (bool exact : {false, true}) {
-      worst = std::fmax(worst, difference(product(isa, m, x, rows, exact), product("generic", m, x, rows, exact)));
+      const double allowed = exact || streams(isa, rows) == streams("generic", rows) ? 1e-3 : 1.5e-2;
+      worst = std::fmax(worst, difference(product(isa, m, x, rows, exact), product("generic", m, x, rows, exact)) / allowed);
     }
   }
   return worst;
@@ -83,8 +92,8 @@ int main() {
         for (bool symmetric : {false, true}) worst = std::fmax(worst, worst_of(*isa, {100, 610, bits, group, symmetric}));
       }
     }
-    const bool is_good = worst < 1e-3;
-    std::printf("%-8s %s, largest relative difference %.2g\n", *isa, is_good ? "agrees" : "DIFFERS", worst);
+    const bool is_good = worst < 1;
+    std::printf("%-8s %s, largest difference %.2g of what is allowed\n", *isa, is_good ? "agrees" : "DIFFERS", worst);
     failures += !is_good;
   }
   return failures;

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.native.fuzz import load_module
 
 VARIABLE = "MOESAIC_SANITIZED_MODULE"
-FUZZ_SECONDS = 20
+FUZZ_SECONDS = 60
 OPTIONS = {
     # Python and torch leave memory to the end of the process
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
