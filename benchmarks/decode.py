@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import torch
-from random_layers import MODELS, PLANS, Dimensions, expert_bytes, random_layer, routes
+from random_layers import MODELS, PLANS, Dimensions, expert_bytes, mapped, random_layer, routes
 from torch import Tensor
 
 from moesaic.kernels import cpu
@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     model = MODELS[options.model]
     print(f"{options.model}, {cpu.available()[1].split(',')[0]}, torch {torch.__version__}, {options.rounds} rounds")
-    buffer = torch.ones(BANDWIDTH_BYTES, dtype=torch.uint8)
+    buffer = mapped(torch.ones(BANDWIDTH_BYTES, dtype=torch.uint8))
     layers = {plan: random_layer(model, plan) for plan in options.plans}
     cases = [Case(*key) for key in product(options.plans, options.rows, options.threads)]
     for _ in range(options.rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +73,20 @@ def random_entry(layout: EntryLayout) -> ExpertEntry:
         scale = torch.full((matrix.blocks * 16,), 1e-4, dtype=torch.bfloat16).view(torch.uint8)
         for start in range(0, shape[1], matrix.total_bytes):
             blobs[:, start : start + scale.numel()] = scale
-        tensors[width] = blobs
+        tensors[width] = mapped(blobs)
     return ExpertEntry(layout, tensors)
+
+
+def mapped(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor as the mapping of a file, which is what those of a packed model are.
+
+    The pages of a mapped file may be larger than those of a program's own memory (Linux 6.18 with ext4: 2 MB against
+    4 kB), and are read a tenth faster.
+    """
+    with tempfile.NamedTemporaryFile() as file:
+        tensor.numpy().tofile(file)
+        file.flush()
+        return torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=torch.uint8).view(tensor.shape)
 
 
 def expert_bytes(layer: ExpertLayer, expert: int) -> int:
