@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "dense.h"
 #include "layer.h"
 #include "mask_router.h"
 #include "pool.h"
@@ -279,6 +280,21 @@ class Layer {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
+// not packed
+
+void dense(const Array& x, const Array& weight, Result out, int threads) {
+  if (weight.ndim() != 2) refuse("weight", "expected 2 dimensions, found shape " + text(shape_of(weight)));
+  const int count = checked_size("weight", static_cast<std::int64_t>(weight.shape(0)));
+  const int columns = checked_size("weight", static_cast<std::int64_t>(weight.shape(1)));
+  const auto* bits = checked<std::uint16_t>("weight", weight, {count, columns}, "uint16, the bits of bfloat16");
+  checked_threads(threads);
+  const Rows input = checked_rows("x", x, columns);
+  void* result = checked_result(out, input, count);
+  const nb::gil_scoped_release release;
+  if (input.rows > 0) run_dense(bits, count, columns, input, result, threads);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // skipping
 
 // Sizes follow from `candidates`, `project` and `experts`, and every other array has to fit them.
@@ -368,6 +384,8 @@ NB_MODULE(_cpu, m) {
            "gate_up"_a.noconvert(), "down"_a.noconvert(), "gate_up_bias"_a.noconvert().none(),
            "down_bias"_a.noconvert().none(), "precision"_a, "threads"_a,
            "out = the weighted sum of every token's experts; tensors of an entry in ascending order of width");
+  m.def("dense", &dense, "x"_a.noconvert(), "weight"_a.noconvert(), "out"_a.noconvert(), "threads"_a,
+        "out[rows of x, rows of weight] = x weight^T, with a weight that is not packed: uint16, the bits of bfloat16");
   m.def("mask_router", &mask_router, "x"_a.noconvert(), "index"_a.noconvert(), "weights"_a.noconvert(),
         "out_index"_a.noconvert(), "out_weights"_a.noconvert(), "candidates"_a.noconvert(), "project"_a.noconvert(),
         "inner"_a.noconvert(), "inner_bias"_a.noconvert(), "outer"_a.noconvert(), "slope"_a.noconvert(),

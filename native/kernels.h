@@ -88,6 +88,9 @@ struct Kernels {
   // `rows` <= few_rows float32 activation rows of padded_columns each, at x + t * x_stride.
   void (*exact)(const Matrix&, const float* x, std::size_t x_stride, int rows, Blocks, Output);
 
+  // `count` rows of bfloat16 weights, one after the other, times `rows` float32 activation rows: out[t * count + n].
+  void (*dense)(const std::uint16_t* weights, int columns, int count, const float* x, int rows, float* out);
+
   // out[i] = activation(gate[i]) * up[i]; without a gate (nullptr) activation(up[i]). In place is fine.
   void (*activate)(Activation, const float* gate, const float* up, float* out, int count);
 

@@ -259,9 +259,38 @@ inline void from_float(DType dtype, const float* in, void* out, int count) {
 }
 
 template <class V>
+void dense(const std::uint16_t* weights, int columns, int count, const float* x, int rows, float* out) {
+  constexpr int streams = 4, step = streams * V::lanes;  // sums that do not wait for each other
+  for (int n = 0; n < count; ++n) {
+    const std::uint16_t* row = weights + std::size_t(n) * columns;
+    for (int t = 0; t < rows; ++t) {
+      const float* with = x + std::size_t(t) * columns;
+      typename V::Floats sums[streams];
+      for (auto& sum : sums) sum = V::fill(0);
+      int k = 0;
+      for (; k + step <= columns; k += step) {
+        for (int line = 0; t == 0 && line < 2 * step; line += 64) {
+          __builtin_prefetch(reinterpret_cast<const char*>(row + k) + kPrefetchAhead + line);
+        }
+        unrolled<streams>([&](auto s) {
+          sums[s] = V::fma(V::from_bfloat16(row + k + s * V::lanes), V::load(with + k + s * V::lanes), sums[s]);
+        });
+      }
+      float lanes[V::lanes];
+      V::store(lanes, V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
+      float sum = 0;
+      for (float lane : lanes) sum += lane;
+      for (; k < columns; ++k) sum += from_bfloat16(row[k]) * with[k];
+      out[std::size_t(t) * count + n] = sum;
+    }
+  }
+}
+
+template <class V>
 constexpr Kernels table(const char* name) {
   return {name,     V::few_rows, {V::few_pays, V::few_pays_planes}, V::panel_rows, quantize<V>, few<V>, many<V>,
-          exact<V>, activate,    to_float,                          from_float,    read_all<V>, dot_products<V>};
+          exact<V>, dense<V>,    activate,                          to_float,      from_float,  read_all<V>,
+          dot_products<V>};
 }
 
 }  // namespace

@@ -211,6 +211,17 @@ class Case:
             "threads": self.number(1, 4),
         }
 
+    def dense(self) -> dict[str, Any]:
+        """Arguments of the product with a bfloat16 matrix that is not packed."""
+        rows, columns, tokens = self.size(), self.size(), self.rows()
+        dtype = self.pick((np.float32, np.float16))
+        return {
+            "x": self.floats(tokens, columns, dtype=dtype),
+            "weight": self.garbage(rows, 2 * columns).view(np.uint16),
+            "out": self.floats(tokens, rows, dtype=dtype),
+            "threads": self.number(1, 4),
+        }
+
     def spoiled(self, value: Any) -> Any:
         """Something else in the place of an argument."""
         if isinstance(value, np.ndarray):
@@ -268,7 +279,7 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
     """One case; whether it was refused."""
     case = Case(arenas, seed)
     module.use_isa(case.pick(module.isas()))
-    kind = case.random.choice(["layer", "linear", "mask_router"], p=[0.55, 0.35, 0.1])
+    kind = case.random.choice(["layer", "linear", "mask_router", "dense"], p=[0.5, 0.3, 0.1, 0.1])
     made, arguments = case.layer() if kind == "layer" else (None, getattr(case, kind)())
     spoil = case.random.random() < 0.7
     if spoil and made is not None and case.random.random() < 0.3:

@@ -31,7 +31,7 @@ from moesaic.packing.names import entry_layouts, linear_marker, marker_tensor
 from moesaic.packing.pruning import PRUNING, read_pruning
 from moesaic.prune import Pruning
 from moesaic.records import ENTRIES, WIDTHS, LayerBits
-from moesaic.runtime import attention
+from moesaic.runtime import attention, dense
 from moesaic.runtime.experts import PackedExperts
 from moesaic.runtime.linear import PackedLinear
 from moesaic.runtime.skipping import attach
@@ -125,6 +125,7 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
                 if tensor is not None and not tensor.is_meta and tensor.data_ptr() % tensor.element_size():
                     module._buffers[name] = tensor.clone()
         attention.use(model)
+        dense.use(model)
         if self._policy is not None:
             attach(model, self._policy)
 
