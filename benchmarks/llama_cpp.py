@@ -196,6 +196,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         options.layers,
         heads,
         key_value_heads,
+        VOCABULARY,
     )
     plans = {
         kind: plan or nearest_plan(bits_per_weight(Type[kind]), model)

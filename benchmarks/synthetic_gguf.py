@@ -14,7 +14,6 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
-from random_layers import VOCABULARY
 
 HEAD_WIDTH = 128
 TARGET_RMS = 0.02  # of all weights
@@ -67,6 +66,7 @@ class Shape:
     layers: int
     heads: int
     key_value_heads: int
+    vocabulary: int = 1024
 
     def without_experts(self) -> Shape:
         """The same model with next to nothing where the experts were: what to subtract."""
@@ -159,7 +159,7 @@ def _add_header(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_value_length(HEAD_WIDTH)
     writer.add_rope_dimension_count(HEAD_WIDTH)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
+    writer.add_vocab_size(shape.vocabulary)
     writer.add_tokenizer_model("no_vocab")
     if shape.experts:
         writer.add_expert_count(shape.experts)
@@ -170,9 +170,9 @@ def _add_header(writer: gguf.GGUFWriter, shape: Shape) -> None:
 def _dense_tensors(shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
     hidden = shape.hidden
     tensors: list[tuple[str, tuple[int, ...]]] = [
-        ("token_embd.weight", (VOCABULARY, hidden)),
+        ("token_embd.weight", (shape.vocabulary, hidden)),
         ("output_norm.weight", (hidden,)),
-        ("output.weight", (VOCABULARY, hidden)),
+        ("output.weight", (shape.vocabulary, hidden)),
     ]
     for layer in range(shape.layers):
         sizes: dict[str, tuple[int, ...]] = {
