@@ -71,8 +71,9 @@ def test_batches_equal_one_at_a_time(family: str, models: Callable[[str], PreTra
     check()
 
 
-def test_packed_models_in_batches(packed: Path) -> None:
+def test_packed_models_in_batches(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A packed model too gives in a batch what it gives alone."""
+    monkeypatch.setenv("MOESAIC_CPU_PRECISION", "exact")  # int8 rounds in one of two ways, by the number of rows
     model = moesaic.load(packed, dtype=torch.float32)
 
     @given(REQUESTS)
@@ -80,7 +81,7 @@ def test_packed_models_in_batches(packed: Path) -> None:
     def check(requests: list[Request]) -> None:
         for request, found in zip(requests, answers(model, requests, longest=64), strict=True):
             alone = answers(model, [request], longest=64)[0]
-            assert found.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-3, abs=1e-2)
+            assert found.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-4, abs=1e-3)
 
     check()
 
