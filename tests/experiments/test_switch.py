@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,19 @@ def test_the_record_has_every_rule_at_every_width(finished: tuple[Run, dict]) ->
             assert all(set(row["over_random"][metric]) == {"items", "seeds"} for metric in METRICS)
     assert len(record["models"]["finetuned"]) == TOY.finetuned
     assert "| uniform |" in markdown(record)
+
+
+def test_the_quick_form_shows_what_is_safe(tmp_path: Path) -> None:
+    """The command: pretraining learns more than word counts, fine-tuning the task, and one bit costs more than three."""
+    command = [sys.executable, "-m", "experiments.switch", "--quick", "--work", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    valid = record["models"]["pretraining"]["valid"]["overall"]
+    assert valid["loss"] < valid["unigram_loss"]
+    for model in record["models"]["finetuned"]:
+        assert model["valid_loss"] < 0.7 * model["valid_loss_before"]
+    uniform = {row["bits"]: row["loss"]["items"]["mean"] for row in record["table"] if row["rule"] == UNIFORM}
+    assert uniform[3.0] < uniform[1.0]
 
 
 def test_a_finished_run_is_not_measured_again(finished: tuple[Run, dict]) -> None:
