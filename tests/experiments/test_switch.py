@@ -102,7 +102,7 @@ def test_the_record_has_every_rule_at_every_width(finished: tuple[Run, dict]) ->
 
 
 def test_the_quick_form_shows_what_is_safe(tmp_path: Path) -> None:
-    """The command: pretraining learns more than word counts, fine-tuning the task, and one bit costs more than three."""
+    """Pretraining learns more than word counts, fine-tuning learns the task, and one bit costs more than three."""
     command = [sys.executable, "-m", "experiments.switch", "--quick", "--work", str(tmp_path)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
