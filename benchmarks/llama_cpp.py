@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-bench", type=Path, required=True, metavar="PATH")
     parser.add_argument("--bench-args", type=shlex.split, default=[], help="more options for it, such as '-rtr 1'")
-    parser.add_argument("--model", choices=MODELS, default="mixtral-8x7b")
+    parser.add_argument("--model", choices=ARCHITECTURES, default="mixtral-8x7b")
     parser.add_argument(
         "--types",
         nargs="+",

@@ -1,8 +1,8 @@
 """Attention of single tokens on CPUs: torch's kernel, given its queries in a form that it is fast on.
 
 With one query a head and bfloat16 or float16, torch's flash attention for CPUs multiplies vector by matrix in a slow
-way: 1.8 ms a layer for 32 heads on 512 tokens, where the keys and values take 0.07 ms to read. The queries of all heads
-that share keys and values are rows of one matrix, and with two rows or more it takes its fast way: 0.14 ms
+way: 1.8 ms a layer for 32 heads on 512 tokens, where the keys and values are 2 MB. The queries of all heads
+that share keys and values are rows of one matrix, and with two rows or more it takes its fast way: 0.17 ms
 (`docs/decisions/0013-attention-of-single-tokens.md`).
 """
 
