@@ -1,9 +1,10 @@
 """What do the parts of a model take for one token? Attention, the output head, and an expert whose bytes are at hand.
 
 The first two as transformers calls them and as packed models do (`runtime/attention.py`, `runtime/dense.py`), in turns;
-medians of the rounds. Attention is a layer of 32 heads that share 8 heads of keys and values, in bfloat16; the head is
-timed in two layers of Mixtral-8x7B's dimensions, whose codes and head lie in mapped files. The expert is small enough to stay in
-the caches, so that one thread's time is that of arithmetic, and stands for a layer of Mixtral-8x7B in that proportion.
+medians of the rounds. Attention is a layer of 32 heads that share 8 heads of keys and values, in bfloat16. The head is
+timed in two layers of Mixtral-8x7B's dimensions, whose codes and head lie in mapped files. The expert is small enough
+to stay in the caches, so that one thread's time is that of arithmetic; it stands for a layer of Mixtral-8x7B in that
+proportion.
 
     python benchmarks/single_tokens.py --threads 2
 """
