@@ -18,7 +18,7 @@ from moesaic.families import find_moe_layers
 from moesaic.packing.layout import EntryLayout, MatrixLayout
 from moesaic.packing.names import entry_layouts
 from moesaic.records import LayerBits
-from moesaic.runtime import attention, dense
+from moesaic.runtime import single_token
 from moesaic.runtime.experts import PackedEntry, PackedExperts
 from moesaic.runtime.linear import PackedLinear
 
@@ -80,8 +80,7 @@ def random_model(name: str, *, layers: int, plan: str, linears: int) -> tuple[Pr
         read += config.num_experts_per_tok * mean
     other = _attention(model, linears)
     _materialise(model)
-    attention.use(model)
-    dense.use(model)
+    single_token.use(model)
     return model.eval().requires_grad_(False), Sizes(read, other)
 
 

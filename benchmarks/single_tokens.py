@@ -1,10 +1,10 @@
 """What do the parts of a model take for one token? Attention, the output head, and an expert whose bytes are at hand.
 
-The first two as transformers calls them and as packed models do (`runtime/attention.py`, `runtime/dense.py`), in turns;
-medians of the rounds. Attention is a layer of 32 heads that share 8 heads of keys and values, in bfloat16. The head is
-timed in two layers of Mixtral-8x7B's dimensions, whose codes and head lie in mapped files. The expert is small enough
-to stay in the caches, so that one thread's time is that of arithmetic; it stands for a layer of Mixtral-8x7B in that
-proportion.
+The first two as transformers calls them and as packed models do (`attention.py` and `dense.py` of
+`runtime/single_token/`), in turns; medians of the rounds. Attention is a layer of 32 heads that share 8 heads of keys
+and values, in bfloat16. The head is timed in two layers of Mixtral-8x7B's dimensions, whose codes and head lie in
+mapped files. The expert is small enough to stay in the caches, so that one thread's time is that of arithmetic; it
+stands for a layer of Mixtral-8x7B in that proportion.
 
     python benchmarks/single_tokens.py --threads 2
 """
@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from moesaic.kernels import cpu
-from moesaic.runtime.attention import NAME, attention
-from moesaic.runtime.dense import StreamedLinear
+from moesaic.runtime.single_token.attention import NAME, attention
+from moesaic.runtime.single_token.dense import StreamedLinear
 
 HEADS, SHARED, SIZE = 32, 8, 128
 CALLS = 30  # of attention, and of an expert, in a round

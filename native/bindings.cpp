@@ -13,10 +13,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "attention.h"
 #include "dense.h"
 #include "layer.h"
 #include "mask_router.h"
+#include "norm.h"
 #include "pool.h"
+#include "router.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -111,10 +114,15 @@ Bias checked_bias(const std::string& name, const std::optional<Array>& array, co
   return {array->data(), dtype};
 }
 
+// Rows of `columns`: the last dimension of an array of two or more.
 Rows checked_rows(const std::string& name, const Array& x, std::int64_t columns) {
-  if (x.ndim() != 2) refuse(name, "expected 2 dimensions, found shape " + text(shape_of(x)));
-  const auto rows = static_cast<std::int64_t>(x.shape(0));
-  check_shape(name, x, {rows, columns});
+  if (x.ndim() < 2) refuse(name, "expected 2 dimensions or more, found shape " + text(shape_of(x)));
+  const std::size_t last = x.ndim() - 1;
+  std::int64_t rows = 1;
+  for (std::size_t i = 0; i < last && rows <= kMostRows; ++i) rows *= static_cast<std::int64_t>(x.shape(i));
+  if (static_cast<std::int64_t>(x.shape(last)) != columns) {
+    refuse(name, "expected shape [.., " + std::to_string(columns) + "], found " + text(shape_of(x)));
+  }
   if (rows > kMostRows) refuse(name, std::to_string(rows) + " rows are more than " + std::to_string(kMostRows));
   const DType dtype = float_dtype(name, x);
   check_memory(name, x, alignment_of(dtype));
@@ -122,9 +130,9 @@ Rows checked_rows(const std::string& name, const Array& x, std::int64_t columns)
 }
 
 void* checked_result(Result& out, const Rows& x, std::int64_t columns) {
-  check_shape("out", out, {x.rows, columns});
-  if (float_dtype("out", out) != x.dtype) refuse("out", "expected the dtype of x");
-  check_memory("out", out, alignment_of(x.dtype));
+  const Rows found = checked_rows("out", Array(out), columns);
+  if (found.rows != x.rows) refuse("out", "expected " + std::to_string(x.rows) + " rows, found " + std::to_string(found.rows));
+  if (found.dtype != x.dtype) refuse("out", "expected the dtype of x");
   return out.data();
 }
 
@@ -178,23 +186,32 @@ ActivationKind checked_kind(const std::string& kind) {
 // ---------------------------------------------------------------------------------------------------------------------
 // linear
 
-void linear(const Array& x, const Array& blob, const std::optional<Array>& bias, Result out, std::int64_t rows,
-            std::int64_t columns, int bits, int group_size, bool symmetric, const std::string& precision, int threads) {
-  checked_size("rows", rows), checked_size("columns", columns), checked_group(group_size), checked_bits("bits", bits);
-  const auto size = static_cast<std::int64_t>(blob_bytes(rows, columns, bits, group_size, symmetric));
-  const Matrix w = matrix_in(checked_blob("blob", blob, {size}), rows, columns, bits, group_size, symmetric);
+using Arrays = std::vector<Array>;
+
+// Matrices of the same columns, width, group and grid, one beside the other.
+void linear(const Array& x, const Arrays& blobs, const std::vector<std::optional<Array>>& biases,
+            std::vector<Result> outs, const std::vector<std::int64_t>& rows, std::int64_t columns, int bits,
+            int group_size, bool symmetric, const std::string& precision, int threads) {
+  checked_size("columns", columns), checked_group(group_size), checked_bits("bits", bits);
+  if (rows.empty() || rows.size() > 64) refuse("rows", "expected 1 to 64 matrices, found " + std::to_string(rows.size()));
+  for (const auto& [name, count] : {std::pair{"blobs", blobs.size()}, {"biases", biases.size()}, {"outs", outs.size()}}) {
+    if (count != rows.size()) refuse(name, "expected " + std::to_string(rows.size()) + ", found " + std::to_string(count));
+  }
   const Rows input = checked_rows("x", x, columns);
-  const Bias added = checked_bias("bias", bias, {rows});
-  void* result = checked_result(out, input, rows);
+  std::vector<LinearPart> parts;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    checked_size("rows", rows[i]);
+    const auto size = static_cast<std::int64_t>(blob_bytes(rows[i], columns, bits, group_size, symmetric));
+    const Matrix w = matrix_in(checked_blob("blob", blobs[i], {size}), rows[i], columns, bits, group_size, symmetric);
+    parts.push_back({w, checked_bias("bias", biases[i], {rows[i]}), checked_result(outs[i], input, rows[i])});
+  }
   const Run run = checked_run(precision, threads);
   const nb::gil_scoped_release release;
-  if (input.rows > 0) run_linear(w, input, added, result, run);
+  if (input.rows > 0) run_linear(parts, input, run);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // experts
-
-using Arrays = std::vector<Array>;
 
 Entry entry_of(const std::string& name, std::vector<int> widths, int matrices, int rows, int columns, int group,
                bool symmetric) {
@@ -295,6 +312,133 @@ void dense(const Array& x, const Array& weight, Result out, int threads) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// between the matrices
+
+Norm checked_norm(const std::string& name, const std::optional<Array>& weight, std::int64_t columns, float epsilon,
+                  float offset) {
+  if (!weight) return {nullptr, DType::float32, 0, 0};
+  const Bias found = checked_bias(name, weight, {columns});
+  return {found.data, found.dtype, epsilon, offset};
+}
+
+void rms_norm(const Array& x, const Array& weight, Result out, float epsilon, float offset, int threads) {
+  if (weight.ndim() != 1) refuse("weight", "expected 1 dimension, found shape " + text(shape_of(weight)));
+  const int columns = checked_size("weight", static_cast<std::int64_t>(weight.shape(0)));
+  const Norm norm = checked_norm("weight", weight, columns, epsilon, offset);
+  const Rows input = checked_rows("x", x, columns);
+  void* result = checked_result(out, input, columns);
+  checked_threads(threads);
+  const nb::gil_scoped_release release;
+  if (input.rows > 0) run_rms_norm(input, columns, norm, result, threads);
+}
+
+void route(const Array& x, const Array& weight, const std::optional<Array>& logit_bias,
+           const std::optional<Array>& choice_bias, Result logits, Result index, Result shares, bool sigmoid,
+           bool normalises, std::int64_t groups, std::int64_t kept_groups, float scale, int threads) {
+  if (weight.ndim() != 2) refuse("weight", "expected 2 dimensions, found shape " + text(shape_of(weight)));
+  if (index.ndim() != 2) refuse("index", "expected 2 dimensions, found shape " + text(shape_of(index)));
+  Router router{};
+  router.experts = checked_size("weight", static_cast<std::int64_t>(weight.shape(0)));
+  router.hidden = checked_size("weight", static_cast<std::int64_t>(weight.shape(1)));
+  router.top_k = checked_size("index", static_cast<std::int64_t>(index.shape(1)));
+  router.groups = checked_size("groups", groups), router.kept_groups = checked_size("kept_groups", kept_groups);
+  const int experts = router.experts;
+  if (experts > kMostExperts) refuse("weight", "more than " + std::to_string(kMostExperts) + " experts");
+  if (experts % router.groups) refuse("groups", std::to_string(experts) + " experts do not make that many");
+  if (router.kept_groups > router.groups) refuse("kept_groups", "more than groups");
+  if (router.top_k > experts / router.groups * router.kept_groups) refuse("index", "more places than experts to choose from");
+  router.weight = checked<std::uint16_t>("weight", weight, {experts, router.hidden}, "uint16, the bits of bfloat16");
+  router.logit_bias = checked_bias("logit_bias", logit_bias, {experts});
+  if (choice_bias) router.choice_bias = checked<float>("choice_bias", *choice_bias, {experts}, "float32");
+  router.sigmoid = sigmoid, router.normalises = normalises, router.scale = scale;
+  checked_threads(threads);
+  const Rows input = checked_rows("x", x, router.hidden);
+  if (input.rows > kMostRows / experts) refuse("x", "too many rows for so many experts");
+  check_shape("logits", logits, {input.rows, experts});
+  const DType dtype = float_dtype("logits", logits);
+  check_memory("logits", logits, alignment_of(dtype));
+  const Shape places{input.rows, router.top_k};
+  auto* chosen = const_cast<std::int64_t*>(checked<std::int64_t>("index", Array(index), places, "int64"));
+  auto* kept = const_cast<float*>(checked<float>("shares", Array(shares), places, "float32"));
+  const nb::gil_scoped_release release;
+  if (input.rows > 0) run_router(router, input, logits.data(), dtype, chosen, kept, threads);
+}
+
+// Rows of heads of `size` numbers: how many heads.
+int checked_heads(const char* name, const Array& array, std::int64_t rows, std::int64_t size, DType dtype) {
+  const auto count = static_cast<std::int64_t>(array.size());
+  if (count < 1 || count > std::int64_t{kMostRows} * 64 || count % (rows * size)) {
+    refuse(name, "expected " + std::to_string(rows) + " rows of heads of " + std::to_string(size) + ", found shape " + text(shape_of(array)));
+  }
+  if (float_dtype(name, array) != dtype) refuse(name, "expected another dtype: all have the same");
+  check_memory(name, array, alignment_of(dtype));
+  return checked_size(name, count / rows / size);
+}
+
+void rotate(Result queries, Result keys, const Array& cosines, const Array& sines,
+            const std::optional<Array>& query_weight, const std::optional<Array>& key_weight, std::int64_t rows,
+            std::int64_t size, float epsilon, float offset) {
+  if (cosines.ndim() < 1) refuse("cosines", "expected a dimension or more");
+  Rotation rotation{};
+  checked_size("rows", rows);
+  rotation.size = checked_size("size", size);
+  rotation.rotated = checked_size("cosines", static_cast<std::int64_t>(cosines.shape(cosines.ndim() - 1)));
+  if (rotation.rotated % 2 || rotation.rotated > rotation.size) {
+    refuse("cosines", std::to_string(rotation.rotated) + " is odd or more than a head has");
+  }
+  const DType dtype = float_dtype("queries", queries);
+  const int heads = checked_heads("queries", Array(queries), rows, size, dtype);
+  const int shared = checked_heads("keys", Array(keys), rows, size, dtype);
+  const auto of_rows = static_cast<std::int64_t>(cosines.size()) / rotation.rotated;
+  if (of_rows != 1 && of_rows != rows) refuse("cosines", "expected one row or " + std::to_string(rows) + ", found shape " + text(shape_of(cosines)));
+  checked_heads("cosines", cosines, of_rows, rotation.rotated, dtype);
+  check_shape("sines", sines, shape_of(cosines));
+  checked_heads("sines", sines, of_rows, rotation.rotated, dtype);
+  rotation.cosines = cosines.data(), rotation.sines = sines.data(), rotation.is_common = of_rows == 1;
+  rotation.query_norm = checked_norm("query_weight", query_weight, rotation.size, epsilon, offset);
+  rotation.key_norm = checked_norm("key_weight", key_weight, rotation.size, epsilon, offset);
+  const nb::gil_scoped_release release;
+  run_rotate(dtype, static_cast<int>(rows), queries.data(), heads, keys.data(), shared, rotation);
+}
+
+// An array [rows][heads][count][size] whose heads may be apart from each other, the `count` of each one after the other.
+void check_heads_apart(const char* name, const Array& array) {
+  if (array.device_type() != nb::device::cpu::value) refuse(name, "must be in main memory (a CPU tensor)");
+  if (array.size() == 0) return;
+  const bool one_by_one = array.shape(3) == 1 || array.stride(3) == 1;
+  const bool one_after_other = array.shape(2) == 1 || array.stride(2) == static_cast<std::int64_t>(array.shape(3));
+  if (!one_by_one || !one_after_other || array.stride(0) < 0 || array.stride(1) < 0) {
+    refuse(name, "the last two dimensions must be contiguous");
+  }
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignment_of(float_dtype(name, array))) refuse(name, "misaligned");
+}
+
+void attend(const Array& queries, const Array& keys, const Array& values, const std::optional<Array>& seen, Result out,
+            float scale, int threads) {
+  if (keys.ndim() != 4) refuse("keys", "expected 4 dimensions, found shape " + text(shape_of(keys)));
+  if (values.ndim() != 4) refuse("values", "expected 4 dimensions, found shape " + text(shape_of(values)));
+  Attention a{};
+  a.rows = checked_size("keys", static_cast<std::int64_t>(keys.shape(0)));
+  a.shared = checked_size("keys", static_cast<std::int64_t>(keys.shape(1)));
+  a.keys.count = checked_size("keys", static_cast<std::int64_t>(keys.shape(2)));
+  a.keys.size = checked_size("keys", static_cast<std::int64_t>(keys.shape(3)));
+  a.keys.value_size = checked_size("values", static_cast<std::int64_t>(values.shape(3)));
+  a.keys.dtype = float_dtype("keys", keys);
+  check_shape("values", values, {a.rows, a.shared, a.keys.count, a.keys.value_size});
+  if (float_dtype("values", values) != a.keys.dtype) refuse("values", "expected the dtype of keys");
+  check_heads_apart("keys", keys), check_heads_apart("values", values);
+  a.key_row = keys.stride(0), a.key_head = keys.stride(1), a.value_row = values.stride(0), a.value_head = values.stride(1);
+  a.heads = checked_heads("queries", queries, a.rows, a.keys.size, a.keys.dtype);
+  if (a.heads % a.shared) refuse("keys", std::to_string(a.heads) + " heads cannot share " + std::to_string(a.shared));
+  if (checked_heads("out", Array(out), a.rows, a.keys.value_size, a.keys.dtype) != a.heads) refuse("out", "not as many heads as queries");
+  a.queries = queries.data(), a.keys.keys = keys.data(), a.keys.values = values.data(), a.keys.scale = scale;
+  if (seen) a.keys.seen = checked<std::uint8_t>("seen", *seen, {a.rows, a.keys.count}, "uint8");
+  checked_threads(threads);
+  const nb::gil_scoped_release release;
+  run_attend(a, out.data(), threads);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // skipping
 
 // Sizes follow from `candidates`, `project` and `experts`, and every other array has to fit them.
@@ -372,9 +516,9 @@ double dot_rate(std::int64_t rounds, int threads) {
 
 NB_MODULE(_cpu, m) {
   m.doc() = "Kernels on packed matrices for CPUs; moesaic.kernels.cpu is the way to call them.";
-  m.def("linear", &linear, "x"_a.noconvert(), "blob"_a.noconvert(), "bias"_a.noconvert().none(), "out"_a.noconvert(),
+  m.def("linear", &linear, "x"_a.noconvert(), "blobs"_a.noconvert(), "biases"_a.noconvert(), "outs"_a.noconvert(),
         "rows"_a, "columns"_a, "bits"_a, "group_size"_a, "symmetric"_a, "precision"_a, "threads"_a,
-        "out[rows of x, rows] = x W^T + bias");
+        "out[rows of x, rows] = x W^T + bias, for matrices of the same columns and width");
   nb::class_<Layer>(m, "Layer", "One packed expert layer without its weights, which come with every run.")
       .def(nb::init<std::int64_t, std::int64_t, bool, int, bool, std::vector<int>, std::vector<int>, const std::string&,
                     float, float>(),
@@ -386,6 +530,18 @@ NB_MODULE(_cpu, m) {
            "out = the weighted sum of every token's experts; tensors of an entry in ascending order of width");
   m.def("dense", &dense, "x"_a.noconvert(), "weight"_a.noconvert(), "out"_a.noconvert(), "threads"_a,
         "out[rows of x, rows of weight] = x weight^T, with a weight that is not packed: uint16, the bits of bfloat16");
+  m.def("rms_norm", &rms_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "out"_a.noconvert(), "epsilon"_a, "offset"_a,
+        "threads"_a, "out = x / sqrt(mean of squares + epsilon) * (weight + offset), row by row");
+  m.def("route", &route, "x"_a.noconvert(), "weight"_a.noconvert(), "logit_bias"_a.noconvert().none(),
+        "choice_bias"_a.noconvert().none(), "logits"_a.noconvert(), "index"_a.noconvert(), "shares"_a.noconvert(),
+        "sigmoid"_a, "normalises"_a, "groups"_a, "kept_groups"_a, "scale"_a, "threads"_a,
+        "The experts of every token, best first, and their shares.");
+  m.def("rotate", &rotate, "queries"_a.noconvert(), "keys"_a.noconvert(), "cosines"_a.noconvert(), "sines"_a.noconvert(),
+        "query_weight"_a.noconvert().none(), "key_weight"_a.noconvert().none(), "rows"_a, "size"_a, "epsilon"_a, "offset"_a,
+        "Norms of the heads and rotary embedding, in place.");
+  m.def("attend", &attend, "queries"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(),
+        "seen"_a.noconvert().none(), "out"_a.noconvert(), "scale"_a, "threads"_a,
+        "Attention of one token of every row to keys and values that are there already.");
   m.def("mask_router", &mask_router, "x"_a.noconvert(), "index"_a.noconvert(), "weights"_a.noconvert(),
         "out_index"_a.noconvert(), "out_weights"_a.noconvert(), "candidates"_a.noconvert(), "project"_a.noconvert(),
         "inner"_a.noconvert(), "inner_bias"_a.noconvert(), "outer"_a.noconvert(), "slope"_a.noconvert(),

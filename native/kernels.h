@@ -64,6 +64,23 @@ struct Activation {
   float alpha, limit;  // of swiglu_clamped
 };
 
+// One token's attention: keys and values that lie one after the other, and what the query heads that share them found.
+struct Keys {
+  const void *keys, *values;  // [count][size] and [count][value_size], both of this dtype
+  DType dtype;
+  const std::uint8_t* seen;  // [count], 0 where a key is not to be seen; nullptr: all are
+  int count, size, value_size;
+  float scale;  // a score is this times the product of a query and a key
+};
+
+constexpr int kKeysAtATime = 16;  // as floats they stay in the first cache for all queries
+
+struct Attended {
+  float* values;  // [queries][value_size], sum over the keys of exp(score - top) * value
+  float* tops;    // [queries], the largest score; minus infinity where no key was seen
+  float* sums;    // [queries], sum over the keys of exp(score - top)
+};
+
 struct Kernels {
   const char* name;
   int few_rows;    // most activation rows in one call of `few` and `exact`, at most 4
@@ -90,6 +107,13 @@ struct Kernels {
 
   // `count` rows of bfloat16 weights, one after the other, times `rows` float32 activation rows: out[t * count + n].
   void (*dense)(const std::uint16_t* weights, int columns, int count, const float* x, int rows, float* out);
+
+  // out[i] = x[i] * weight[i] / sqrt(mean of the squares of x + epsilon). In place is fine.
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, float* out, int count);
+
+  // `count` queries of `keys.size` floats, which came from the dtype of the keys. Fills `found` anew.
+  // `scratch` has room for kKeysAtATime keys and values.
+  void (*attend)(const float* queries, int count, Keys keys, Attended found, float* scratch);
 
   // out[i] = activation(gate[i]) * up[i]; without a gate (nullptr) activation(up[i]). In place is fine.
   void (*activate)(Activation, const float* gate, const float* up, float* out, int count);

@@ -73,41 +73,47 @@ struct Slice {
 
 struct LinearJob {
   const Kernels& kernels;
-  const Matrix& w;
+  const std::vector<LinearPart>& parts;
   Rows x;
-  Bias bias;
-  std::byte* out;
   Workspace& space;
+
+  const Matrix& like() const { return parts[0].w; }
 };
 
 // Activation rows first .. first + count - 1, made ready.
 class LinearRows {
  public:
   LinearRows(const LinearJob& job, int first, int count, Rounding rounding)
-      : job_(job), first_(first), prepared_(job.kernels, job.w, count, rounding) {
+      : job_(job), first_(first), prepared_(job.kernels, job.like(), count, rounding) {
     prepared_.place(job.space.prepared.reserve(prepared_.bytes()));
+    for (const LinearPart& part : job.parts) ends_.push_back(slices() + slices_of(part.w.rows));
   }
 
   int fill_tasks() const { return prepared_.filled_rows(); }
+  int slices() const { return ends_.empty() ? 0 : ends_.back(); }
 
   void fill(int row, Buffer& scratch) {
+    const int columns = job_.like().columns;
     float* values = nullptr;
     if (row < prepared_.rows()) {
-      values = scratch.floats(job_.w.columns);
-      job_.kernels.to_float(job_.x.dtype, row_of(job_.x, first_ + row, job_.w.columns), values, job_.w.columns);
+      values = scratch.floats(columns);
+      job_.kernels.to_float(job_.x.dtype, row_of(job_.x, first_ + row, columns), values, columns);
     }
-    prepared_.fill(row, values, 0, job_.w.columns);
+    prepared_.fill(row, values, 0, columns);
   }
 
   void multiply(int task, Buffer& scratch) const {
-    const Slice slice(job_.w, task);
+    const auto found = std::upper_bound(ends_.begin(), ends_.end(), task) - ends_.begin();
+    const LinearPart& part = job_.parts[found];
+    const Slice slice(part.w, task - (found == 0 ? 0 : ends_[found - 1]));
     float* results = scratch.floats(std::size_t(prepared_.result_rows()) * kSliceRows);
-    prepared_.multiply(job_.w, slice.blocks, {results, kSliceRows});
-    add_bias(job_.kernels, job_.bias, slice.first, slice.count, results, prepared_.rows(), kSliceRows);
+    prepared_.multiply(part.w, slice.blocks, {results, kSliceRows});
+    add_bias(job_.kernels, part.bias, slice.first, slice.count, results, prepared_.rows(), kSliceRows);
     for (int row = 0; row < prepared_.rows(); ++row) {
       const float* values = results + std::size_t(row) * kSliceRows;
-      const std::size_t at = std::size_t(first_ + row) * job_.w.rows + slice.first;
-      job_.kernels.from_float(job_.x.dtype, values, job_.out + at * item_bytes(job_.x.dtype), slice.count);
+      const std::size_t at = std::size_t(first_ + row) * part.w.rows + slice.first;
+      auto* out = static_cast<std::byte*>(part.out) + at * item_bytes(job_.x.dtype);
+      job_.kernels.from_float(job_.x.dtype, values, out, slice.count);
     }
   }
 
@@ -115,6 +121,7 @@ class LinearRows {
   const LinearJob& job_;
   int first_;
   Prepared prepared_;
+  std::vector<int> ends_;  // slices up to and including each part's
 };
 
 }  // namespace
@@ -139,15 +146,17 @@ Matrix matrix_in(const std::uint8_t* blob, int rows, int columns, int bits, int 
   return m;
 }
 
-void run_linear(const Matrix& w, Rows x, Bias bias, void* out, Run run) {
+void run_linear(const std::vector<LinearPart>& parts, Rows x, Run run) {
   Workspace& space = workspace();
   const std::lock_guard<std::mutex> lock(space.in_use);
-  const LinearJob job{kernels(), w, x, bias, static_cast<std::byte*>(out), space};
+  const LinearJob job{kernels(), parts, x, space};
+  double weights = 0;
+  for (const LinearPart& part : parts) weights += double(part.w.rows) * part.w.columns;
   for (int first = 0; first < x.rows; first += kRowsAtATime) {
-    LinearRows rows(job, first, std::min(kRowsAtATime, x.rows - first), run.linear);
-    Tasks fills(rows.fill_tasks()), slices(slices_of(w.rows));
-    const double products = double(std::min(kRowsAtATime, x.rows - first)) * w.rows * w.columns;
-    run_on_threads(team_size(run, slices_of(w.rows), products), [&](int thread, Team& team) {
+    const int count = std::min(kRowsAtATime, x.rows - first);
+    LinearRows rows(job, first, count, run.linear);
+    Tasks fills(rows.fill_tasks()), slices(rows.slices());
+    run_on_threads(team_size(run, rows.slices(), count * weights), [&](int thread, Team& team) {
       Buffer& scratch = space.of_thread[thread][0];
       for (int task; (task = fills.next()) >= 0;) rows.fill(task, scratch);
       team.barrier();

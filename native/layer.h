@@ -35,8 +35,15 @@ struct Bias {
   DType dtype;
 };
 
-// out = x W^T + bias, in the dtype of x. `bias` is [rows of W].
-void run_linear(const Matrix& w, Rows x, Bias bias, void* out, Run run);
+// A matrix, what is added to its product, [rows of w], and where that goes, [rows of x][rows of w] in the dtype of x.
+struct LinearPart {
+  Matrix w;
+  Bias bias;
+  void* out;
+};
+
+// out = x W^T + bias of one matrix or several of the same columns, width, group and grid: x is made ready once.
+void run_linear(const std::vector<LinearPart>& parts, Rows x, Run run);
 
 constexpr int kWidths[] = {1, 2, 3, 4, 8};
 constexpr int kStoredWidth = 16;  // experts that are not packed: the caller deals with them

@@ -60,6 +60,10 @@ struct Avx512 {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
+  static Floats from_float16(const std::uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static float total(Floats a) { return _mm512_reduce_add_ps(a); }
   static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
@@ -98,6 +102,20 @@ constexpr Kernels kTable = table<Avx512>("avx512");
 
 }  // namespace
 
+#ifdef MOESAIC_EMULATE_AVX512
 const Kernels* avx512_kernels() { return &kTable; }
+#else
+}  // namespace moesaic
+
+#include "avx512_bf16.h"
+
+namespace moesaic {
+
+const Kernels* avx512_kernels() {
+  static constexpr Kernels with_bf16 = table<Avx512>("avx512", attend_bf16<Avx512>);
+  static const bool has_bf16 = __builtin_cpu_supports("avx512bf16");
+  return has_bf16 ? &with_bf16 : &kTable;
+}
+#endif
 
 }  // namespace moesaic

@@ -74,6 +74,14 @@ struct Generic {
   static Floats from_bfloat16(const std::uint16_t* from) {
     return each<Floats>([&](int i) { return moesaic::from_bfloat16(from[i]); });
   }
+  static Floats from_float16(const std::uint16_t* from) {
+    return each<Floats>([&](int i) { return moesaic::from_float16(from[i]); });
+  }
+  static float total(const Floats& a) {
+    float sum = 0;
+    for (float lane : a.lane) sum += lane;
+    return sum;
+  }
   static Floats add(const Floats& a, const Floats& b) {
     return each<Floats>([&](int i) { return a.lane[i] + b.lane[i]; });
   }

@@ -55,6 +55,8 @@ struct Neon {
   static Floats from_bfloat16(const std::uint16_t* from) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from), 16));
   }
+  static Floats from_float16(const std::uint16_t* from) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
+  static float total(Floats a) { return vaddvq_f32(a); }
   static Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
   static Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
   static Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }

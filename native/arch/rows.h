@@ -276,20 +276,162 @@ void dense(const std::uint16_t* weights, int columns, int count, const float* x,
           sums[s] = V::fma(V::from_bfloat16(row + k + s * V::lanes), V::load(with + k + s * V::lanes), sums[s]);
         });
       }
-      float lanes[V::lanes];
-      V::store(lanes, V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
-      float sum = 0;
-      for (float lane : lanes) sum += lane;
+      float sum = V::total(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
       for (; k < columns; ++k) sum += from_bfloat16(row[k]) * with[k];
       out[std::size_t(t) * count + n] = sum;
     }
   }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// What a single token passes through between the matrices
+
 template <class V>
-constexpr Kernels table(const char* name) {
+float dot(const float* a, const float* b, int count) {
+  constexpr int streams = 4, step = streams * V::lanes;
+  typename V::Floats sums[streams];
+  for (auto& sum : sums) sum = V::fill(0);
+  int k = 0;
+  for (; k + step <= count; k += step) {
+    unrolled<streams>([&](auto s) {
+      sums[s] = V::fma(V::load(a + k + s * V::lanes), V::load(b + k + s * V::lanes), sums[s]);
+    });
+  }
+  float sum = V::total(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
+  for (; k < count; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
+template <class V>
+void rms_norm(const float* x, const float* weight, float epsilon, float* out, int count) {
+  const float factor = 1.0f / __builtin_sqrtf(dot<V>(x, x, count) / static_cast<float>(count) + epsilon);
+  for (int i = 0; i < count; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+// Floats of numbers of any dtype, `count` of them, and zeros up to `room`.
+template <class V>
+MOESAIC_INLINE void widen(DType dtype, const void* from, int count, float* to, int room) {
+  int i = 0;
+  if (dtype == DType::float32) {
+    std::memcpy(to, from, sizeof(float) * count);
+    i = count;
+  } else {
+    const auto* halves = static_cast<const std::uint16_t*>(from);
+    for (; i + V::lanes <= count; i += V::lanes) {
+      V::store(to + i, dtype == DType::bfloat16 ? V::from_bfloat16(halves + i) : V::from_float16(halves + i));
+    }
+    for (; i < count; ++i) to[i] = dtype == DType::bfloat16 ? from_bfloat16(halves[i]) : from_float16(halves[i]);
+  }
+  std::memset(to + i, 0, sizeof(float) * (room - i));
+}
+
+// Scores of `count` keys, a multiple of four, for one query.
+template <class V>
+MOESAIC_INLINE void score_keys(const float* query, const float* keys, int count, int size, float scale, float* scores) {
+  constexpr int streams = 4;
+  for (int j = 0; j < count; j += streams) {
+    const float* four = keys + std::ptrdiff_t{j} * size;
+    typename V::Floats sums[streams];
+    for (auto& sum : sums) sum = V::fill(0);
+    int k = 0;
+    for (; k + V::lanes <= size; k += V::lanes) {
+      const auto with = V::load(query + k);
+      unrolled<streams>([&](auto s) { sums[s] = V::fma(V::load(four + s * size + k), with, sums[s]); });
+    }
+    for (int s = 0; s < streams; ++s) scores[j + s] = V::total(sums[s]);
+    for (; k < size; ++k) {
+      for (int s = 0; s < streams; ++s) scores[j + s] += four[s * size + k] * query[k];
+    }
+    for (int s = 0; s < streams; ++s) scores[j + s] *= scale;
+  }
+}
+
+// out = out * kept + sum of shares[j] * values[j], from number `k` on as far as whole steps go; where that is.
+template <class V, int streams>
+MOESAIC_INLINE int add_values(const float* shares, const float* values, int count, int size, float kept, float* out, int k) {
+  constexpr int step = streams * V::lanes;
+  for (; k + step <= size; k += step) {
+    typename V::Floats sums[streams];
+    unrolled<streams>([&](auto s) { sums[s] = V::mul(V::load(out + k + s * V::lanes), V::fill(kept)); });
+    for (int j = 0; j < count; ++j) {
+      const float* value = values + std::ptrdiff_t{j} * size + k;
+      const auto share = V::fill(shares[j]);
+      unrolled<streams>([&](auto s) { sums[s] = V::fma(V::load(value + s * V::lanes), share, sums[s]); });
+    }
+    unrolled<streams>([&](auto s) { V::store(out + k + s * V::lanes, sums[s]); });
+  }
+  return k;
+}
+
+// Scores become shares: takes them up in the largest so far and the sum so far. What is to be kept of values so far; 0
+// where no key was seen yet.
+template <class V>
+MOESAIC_INLINE float share_out(float (&scores)[kKeysAtATime], const std::uint8_t* seen, int count, float& top, float& sum) {
+  constexpr float nothing = -__builtin_inff();
+  for (int j = count; j < kKeysAtATime; ++j) scores[j] = nothing;
+  for (int j = 0; seen && j < count; ++j) scores[j] = seen[j] ? scores[j] : nothing;
+  const float before = top;
+  float tops[kKeysAtATime / 2];
+  for (int i = 0; i < 8; ++i) tops[i] = largest(scores[i], scores[8 + i]);
+  for (int i = 0; i < 4; ++i) tops[i] = largest(tops[i], tops[4 + i]);
+  top = largest(largest(largest(tops[0], tops[1]), largest(tops[2], tops[3])), before);
+  if (top == nothing) {  // and NaN, which makes the sum NaN below, must not get lost here
+    for (float score : scores) sum += score == nothing ? 0.0f : score;
+    return 0;
+  }
+  for (float& score : scores) score = score == nothing ? 0.0f : exponential(score - top);
+  float of_these = 0;
+  for (int j = 0; j < kKeysAtATime; j += V::lanes) of_these += V::total(V::load(scores + j));
+  const float kept = top == before ? 1.0f : exponential(before - top);
+  sum = sum * kept + of_these;
+  return kept;
+}
+
+// One query and some keys: takes them up in what was found so far.
+template <class V>
+MOESAIC_INLINE void attend_some(const float* query, const float* keys, const float* values, const std::uint8_t* seen,
+                                int count, const Keys& all, float* found, float& top, float& sum) {
+  float shares[kKeysAtATime];
+  score_keys<V>(query, keys, (count + 3) / 4 * 4, all.size, all.scale, shares);
+  const float kept = share_out<V>(shares, seen, count, top, sum);
+  if (sum == 0) return;
+  const int size = all.value_size;
+  int k = add_values<V, 8>(shares, values, count, size, kept, found, 0);
+  k = add_values<V, 1>(shares, values, count, size, kept, found, k);
+  for (; k < size; ++k) {
+    float value = found[k] * kept;
+    for (int j = 0; j < count; ++j) value += shares[j] * values[j * size + k];
+    found[k] = value;
+  }
+}
+
+template <class V>
+void attend(const float* queries, int count, Keys all, Attended found, float* scratch) {
+  float *keys = scratch, *values = scratch + std::ptrdiff_t{kKeysAtATime} * all.size;
+  const std::ptrdiff_t bytes = all.dtype == DType::float32 ? 4 : 2;
+  for (int q = 0; q < count; ++q) {
+    found.tops[q] = -__builtin_inff();
+    found.sums[q] = 0;
+  }
+  std::memset(found.values, 0, sizeof(float) * count * all.value_size);
+  for (int first = 0; first < all.count; first += kKeysAtATime) {
+    const int few = all.count - first < kKeysAtATime ? all.count - first : kKeysAtATime;
+    const auto from = [&](const void* all_of_them, int size) {
+      return static_cast<const std::uint8_t*>(all_of_them) + bytes * first * size;
+    };
+    widen<V>(all.dtype, from(all.keys, all.size), few * all.size, keys, kKeysAtATime * all.size);
+    widen<V>(all.dtype, from(all.values, all.value_size), few * all.value_size, values, few * all.value_size);
+    for (int q = 0; q < count; ++q) {
+      attend_some<V>(queries + std::ptrdiff_t{q} * all.size, keys, values, all.seen ? all.seen + first : nullptr, few, all,
+                     found.values + std::ptrdiff_t{q} * all.value_size, found.tops[q], found.sums[q]);
+    }
+  }
+}
+
+template <class V>
+constexpr Kernels table(const char* name, decltype(Kernels::attend) attend_here = attend<V>) {
   return {name,     V::few_rows, {V::few_pays, V::few_pays_planes}, V::panel_rows, quantize<V>, few<V>, many<V>,
-          exact<V>, dense<V>,    activate,                          to_float,      from_float,  read_all<V>,
+          exact<V>, dense<V>,    rms_norm<V>, attend_here, activate, to_float, from_float, read_all<V>,
           dot_products<V>};
 }
 

@@ -548,10 +548,10 @@ LAYOUT = MatrixLayout(20, 70, 3, 64, False)
 def linear_arguments() -> dict[str, Any]:
     return {
         "x": normal(3, 70),
-        "blob": torch.zeros(LAYOUT.total_bytes, dtype=torch.uint8),
-        "bias": torch.zeros(20),
-        "out": torch.zeros(3, 20),
-        "rows": 20,
+        "blobs": [torch.zeros(LAYOUT.total_bytes, dtype=torch.uint8)],
+        "biases": [torch.zeros(20)],
+        "outs": [torch.zeros(3, 20)],
+        "rows": [20],
         "columns": 70,
         "bits": 3,
         "group_size": 64,
@@ -591,8 +591,21 @@ def test_bad_linear_arguments_are_refused_by_name(case: str) -> None:
     """Whatever is wrong with an argument of linear, the message names it."""
     name, value = BAD_LINEAR[case]
     cpu.native().linear(**linear_arguments())
+    lists = {"blob": "blobs", "bias": "biases", "out": "outs", "rows": "rows"}
+    spoiled = {lists[name]: [value]} if name in lists else {name: value}
     with pytest.raises(ValueError, match=f"^{name}: "):
-        cpu.native().linear(**(linear_arguments() | {name: value}))
+        cpu.native().linear(**(linear_arguments() | spoiled))
+
+
+@needs_module
+def test_lists_of_another_length_are_refused() -> None:
+    """As many blobs, biases and results as there are matrices, and at least one."""
+    for name in ("blobs", "biases", "outs"):
+        given = linear_arguments()
+        with pytest.raises(ValueError, match=f"^{name}: expected 1, found 2"):
+            cpu.native().linear(**(given | {name: given[name] * 2}))
+    with pytest.raises(ValueError, match=r"^rows: expected 1 to 64 matrices, found 0"):
+        cpu.native().linear(**(linear_arguments() | {"rows": [], "blobs": [], "biases": [], "outs": []}))
 
 
 def layer_arguments() -> dict[str, Any]:
@@ -697,4 +710,4 @@ def test_random_arguments_never_crash(data: st.DataObject) -> None:
     x, out = normal(tokens, max(0, columns)), torch.zeros(tokens, max(0, rows))
     blob = torch.full((size,), 255, dtype=torch.uint8)
     with contextlib.suppress(ValueError):
-        cpu.native().linear(x, blob, None, out, rows, columns, bits, group, symmetric, precision, 2)
+        cpu.native().linear(x, [blob], [None], [out], [rows], columns, bits, group, symmetric, precision, 2)

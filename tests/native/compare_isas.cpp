@@ -40,7 +40,7 @@ std::vector<float> product(const char* isa, const Matrix& m, const std::vector<f
   const Rounding rounding = exact ? kExact : Rounding{1, 64};
   const Run run{rounding, rounding, rounding, 2};
   std::vector<float> out(static_cast<std::size_t>(rows) * m.rows);
-  run_linear(m, {x.data(), DType::float32, rows}, {nullptr, DType::float32}, out.data(), run);
+  run_linear({{m, {nullptr, DType::float32}, out.data()}}, {x.data(), DType::float32, rows}, run);
   return out;
 }
 

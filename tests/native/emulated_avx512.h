@@ -89,6 +89,21 @@ static inline __m512i _mm512_cvtepu8_epi32(__m128i a) { return emulated::widened
 static inline __m512i _mm512_cvtepu16_epi32(__m256i a) { return emulated::widened<std::uint16_t>(&a); }
 static inline __m512 _mm512_cvtepi32_ps(__m512i a) { return __builtin_convertvector((emulated::Ints)a, __m512); }
 static inline __m512 _mm512_castsi512_ps(__m512i a) { return (__m512)a; }
+static inline __m512 _mm512_cvtph_ps(__m256i a) {
+  _Float16 halves[16];
+  std::memcpy(halves, &a, sizeof halves);
+  __m512 result;
+  for (int i = 0; i < 16; ++i) result[i] = static_cast<float>(halves[i]);
+  return result;
+}
+static inline float _mm512_reduce_add_ps(__m512 a) {
+  float sums[16];
+  std::memcpy(sums, &a, sizeof a);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
+}
 
 static inline __m512 _mm512_add_ps(__m512 a, __m512 b) { return a + b; }
 static inline __m512 _mm512_sub_ps(__m512 a, __m512 b) { return a - b; }

@@ -28,6 +28,9 @@ ARENA = 4 << 20
 WIDTHS = (1, 2, 3, 4, 8)
 GROUPS = (32, 64, 128)
 PRECISIONS = ("int8", "int8-single", "exact")
+# what is called, and how often
+KINDS = {"layer": 0.4, "linear": 0.2, **dict.fromkeys(("mask_router", "dense", "rms_norm", "route", "rotate"), 0.06), "attend": 0.1}
+RESULTS = ("out", "out_index", "out_weights", "logits", "index", "shares")
 ODD_NUMBERS = (-(2**63), -1, 0, 1, 15, 16, 17, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
 
 
@@ -116,14 +119,16 @@ class Case:
         return self.number(0, 30) if self.random.random() < 0.9 else self.number(60, 90)
 
     def linear(self) -> dict[str, Any]:
-        rows, columns, tokens = self.size(), self.size(), self.rows()
+        """Arguments of the product with one matrix or several beside each other."""
+        columns, tokens = self.size(), self.rows()
+        rows = [self.size() for _ in range(self.pick((1, 1, 2, 3)))]
         bits, group, symmetric = self.pick(WIDTHS), self.pick(GROUPS), self.random.random() < 0.5
         dtype = self.pick((np.float32, np.float16))
         return {
             "x": self.floats(tokens, columns, dtype=dtype),
-            "blob": self.garbage(blob_bytes(rows, columns, bits, group, symmetric)),
-            "bias": self.floats(rows) if self.random.random() < 0.5 else None,
-            "out": self.floats(tokens, rows, dtype=dtype),
+            "blobs": [self.garbage(blob_bytes(each, columns, bits, group, symmetric)) for each in rows],
+            "biases": [self.floats(each) if self.random.random() < 0.5 else None for each in rows],
+            "outs": [self.floats(tokens, each, dtype=dtype) for each in rows],
             "rows": rows,
             "columns": columns,
             "bits": bits,
@@ -222,6 +227,79 @@ class Case:
             "threads": self.number(1, 4),
         }
 
+    def rms_norm(self) -> dict[str, Any]:
+        """Arguments of a norm of rows."""
+        columns, tokens = self.size(), self.rows()
+        dtype = self.pick((np.float32, np.float16))
+        return {
+            "x": self.floats(tokens, columns, dtype=dtype),
+            "weight": self.floats(columns, dtype=self.pick((np.float32, np.float16))),
+            "out": self.floats(tokens, columns, dtype=dtype),
+            "epsilon": 1e-6,
+            "offset": self.pick((0.0, 1.0)),
+            "threads": self.number(1, 4),
+        }
+
+    def route(self) -> dict[str, Any]:
+        """Arguments of a router, its weights of any bits: NaN among them."""
+        groups, of_group, hidden, tokens = self.number(1, 4), self.number(1, 12), self.size(), self.number(0, 5)
+        kept, experts = self.number(1, groups), groups * of_group
+        top_k = self.number(1, kept * of_group)
+        index = self.arenas.array(self.random, (tokens, top_k), np.int64)
+        return {
+            "x": self.floats(tokens, hidden, dtype=self.pick((np.float32, np.float16))),
+            "weight": self.garbage(experts, 2 * hidden).view(np.uint16),
+            "logit_bias": self.floats(experts) if self.random.random() < 0.5 else None,
+            "choice_bias": self.floats(experts) if self.random.random() < 0.5 else None,
+            "logits": self.floats(tokens, experts, dtype=self.pick((np.float32, np.float16))),
+            "index": index,
+            "shares": self.floats(tokens, top_k),
+            "sigmoid": self.random.random() < 0.5,
+            "normalises": self.random.random() < 0.5,
+            "groups": groups,
+            "kept_groups": kept,
+            "scale": 1.5,
+            "threads": self.number(1, 4),
+        }
+
+    def rotate(self) -> dict[str, Any]:
+        """Arguments of norms of heads and rotary embedding."""
+        rows, size, dtype = self.number(1, 4), 2 * self.number(1, 80), self.pick((np.float32, np.float16))
+        of_tables = (self.pick((1, rows)), 2 * self.number(1, size // 2))
+        normed = self.random.random() < 0.5
+        return {
+            "queries": self.floats(rows, self.number(1, 5) * size, dtype=dtype),
+            "keys": self.floats(rows, self.number(1, 3) * size, dtype=dtype),
+            "cosines": self.floats(*of_tables, dtype=dtype),
+            "sines": self.floats(*of_tables, dtype=dtype),
+            "query_weight": self.floats(size) if normed else None,
+            "key_weight": self.floats(size) if normed else None,
+            "rows": rows,
+            "size": size,
+            "epsilon": 1e-6,
+            "offset": 0.0,
+        }
+
+    def attend(self) -> dict[str, Any]:
+        """Arguments of the attention of single tokens; keys of any bits now and then."""
+        rows, shared, group, tokens = self.number(1, 3), self.number(1, 3), self.number(1, 5), self.number(1, 600)
+        size, value_size = self.number(1, 80), self.number(1, 80)
+        dtype = self.pick((np.float32, np.float16))
+        keys = self.floats(rows, shared, tokens, size, dtype=dtype)
+        if self.random.random() < 0.2:
+            keys = self.garbage(rows, shared, tokens, size * keys.itemsize).view(dtype)
+        seen = self.arenas.array(self.random, (rows, tokens), np.uint8)
+        seen[...] = self.random.random((rows, tokens)) < self.pick((0.0, 0.5, 0.99))
+        return {
+            "queries": self.floats(rows, shared * group, size, dtype=dtype),
+            "keys": keys,
+            "values": self.floats(rows, shared, tokens, value_size, dtype=dtype),
+            "seen": seen if self.random.random() < 0.5 else None,
+            "out": self.floats(rows, shared * group * value_size, dtype=dtype),
+            "scale": 0.3,
+            "threads": self.number(1, 4),
+        }
+
     def spoiled(self, value: Any) -> Any:
         """Something else in the place of an argument."""
         if isinstance(value, np.ndarray):
@@ -279,7 +357,7 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
     """One case; whether it was refused."""
     case = Case(arenas, seed)
     module.use_isa(case.pick(module.isas()))
-    kind = case.random.choice(["layer", "linear", "mask_router", "dense"], p=[0.5, 0.3, 0.1, 0.1])
+    kind = case.random.choice(list(KINDS), p=list(KINDS.values()))
     made, arguments = case.layer() if kind == "layer" else (None, getattr(case, kind)())
     spoil = case.random.random() < 0.7
     if spoil and made is not None and case.random.random() < 0.3:
@@ -298,8 +376,8 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
         call = module.Layer(**made).run
     was_refused = refused(call, arguments)
     assert spoil or not was_refused, "arguments that are right were refused"
-    if not spoil:
-        results = [arguments[name] for name in ("out", "out_index", "out_weights") if name in arguments]
+    if not spoil and "threads" in arguments:
+        results = [arguments[name] for name in RESULTS if name in arguments] + arguments.get("outs", [])
         first = [result.copy() for result in results]
         call(**(arguments | {"threads": 1}))
         for one, other in zip(first, results, strict=True):

@@ -171,31 +171,6 @@ def experts(
     return run(x, top_k_index, top_k_weights, layer.gate_up.ordered, layer.down.ordered, *biases, layer.spec, precision)
 
 
-def dense(x: Tensor, weight: Tensor) -> Tensor:
-    """`x W^T` with a bfloat16 `W` that is not packed, for a few rows: reads it once, at the memory's speed.
-
-    Args:
-        x: `[..., columns]` in one of `DTYPES`.
-        weight: `[rows, columns]` bfloat16.
-
-    Returns:
-        `[..., rows]` in the dtype of `x`; sums are float32.
-
-    Raises:
-        UsageError: a tensor does not fit the other.
-        KernelUnavailable: no compiled module.
-    """
-    if weight.dtype != torch.bfloat16:
-        raise UsageError(f"cpu dense: weight: expected bfloat16, found {weight.dtype}")
-    flat = ready(x, x.dtype).view(-1, x.shape[-1])
-    out = flat.new_empty(flat.shape[0], weight.shape[0])
-    try:
-        native().dense(export(flat), export(ready(weight, weight.dtype).view(torch.uint16)), export(out), threads())
-    except ValueError as error:
-        raise UsageError(f"cpu dense: {error}") from None
-    return out.view(*x.shape[:-1], weight.shape[0])
-
-
 def _is_plain(x: Tensor) -> bool:
     """Whether the call can go straight to the kernel: torch's dispatcher costs more than a small layer."""
     return type(x) is Tensor and not torch.compiler.is_compiling()
@@ -232,10 +207,10 @@ def _cpu_linear(  # noqa: PLR0917 (the operator's schema)
     if flat.dim() != 2:
         flat = flat.reshape(-1, x.shape[-1])
     out = flat.new_empty(flat.shape[0], rows)
-    size = (rows, columns, bits, group_size, symmetric)
+    size = ([rows], columns, bits, group_size, symmetric)
     how = (precision_in_use(precision), threads())
     try:
-        native().linear(export(flat), export(blob), given(bias), export(out), *size, *how)
+        native().linear(export(flat), [export(blob)], [given(bias)], [export(out)], *size, *how)
     except ValueError as error:
         raise UsageError(f"cpu_linear: {error}") from None
     return out.view(*x.shape[:-1], rows) if x.dim() != 2 else out

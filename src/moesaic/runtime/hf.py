@@ -31,7 +31,7 @@ from moesaic.packing.names import entry_layouts, linear_marker, marker_tensor
 from moesaic.packing.pruning import PRUNING, read_pruning
 from moesaic.prune import Pruning
 from moesaic.records import ENTRIES, WIDTHS, LayerBits
-from moesaic.runtime import attention, dense
+from moesaic.runtime import single_token
 from moesaic.runtime.experts import PackedExperts
 from moesaic.runtime.linear import PackedLinear
 from moesaic.runtime.skipping import attach
@@ -116,16 +116,18 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
                 _expect_marker(model, linear_marker(name))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        """Copy numbers that lie askew in their file; let the folder's policy decide, and tokens attend, from now on.
+        """Copy numbers that lie askew in their file; let single tokens and the folder's policy go their way.
 
         Kernels want numbers aligned; other programs may write them otherwise.
         """
         for module in model.modules():
             for name, tensor in module._buffers.items():
-                if tensor is not None and not tensor.is_meta and tensor.data_ptr() % tensor.element_size():
+                if tensor is not None and _is_askew(tensor):
                     module._buffers[name] = tensor.clone()
-        attention.use(model)
-        dense.use(model)
+            for parameter in module._parameters.values():
+                if parameter is not None and _is_askew(parameter):
+                    parameter.data = parameter.data.clone()
+        single_token.use(model)
         if self._policy is not None:
             attach(model, self._policy)
 
@@ -237,6 +239,11 @@ def open_model(
     if missing:
         raise CorruptFile(f"{folder}: no tensor for {missing[0]} (and {len(missing) - 1} more); copy the folder again")
     return model.to(device).eval()
+
+
+def _is_askew(tensor: torch.Tensor) -> bool:
+    """Whether its numbers start between the places where the processor wants them."""
+    return not tensor.is_meta and tensor.data_ptr() % tensor.element_size() != 0
 
 
 def _policy_of(folder: Path) -> Pruning | None:

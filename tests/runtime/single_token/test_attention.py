@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from moesaic.runtime.attention import NAME, attention, use
 from moesaic.runtime.hf import load
+from moesaic.runtime.single_token.attention import NAME, attention, use
 from tests.packing.sample_model import SAMPLE
 
-DEMO = Path(__file__).parents[2] / "models" / "demo"
+DEMO = Path(__file__).parents[3] / "models" / "demo"
 
 
 def obvious(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from moesaic.errors import UsageError
-from moesaic.kernels import cpu
-from moesaic.runtime import dense
-from moesaic.runtime.dense import StreamedLinear, use
+from moesaic.kernels import cpu, single_token
+from moesaic.runtime.single_token import dense
+from moesaic.runtime.single_token.dense import StreamedLinear, use
 
-DEMO = Path(__file__).parents[2] / "models" / "demo"
+DEMO = Path(__file__).parents[3] / "models" / "demo"
 
 needs_module = pytest.mark.skipif(not cpu.is_ready()[0], reason="the native module is not built")
 
@@ -39,7 +39,7 @@ def test_the_kernel_is_a_product(  # noqa: PLR0917 (drawn one by one)
     try:
         for isa in cpu.native().isas():
             cpu.native().use_isa(isa)
-            found = cpu.dense(x, weight)
+            found = single_token.dense(x, weight)
             assert found.dtype == dtype
             assert ((found.double() - wanted).abs() <= 1e-5 * size + rounding * wanted.abs() + 1e-7).all()
             again = torch.empty_like(found)
@@ -62,7 +62,7 @@ def test_the_kernel_is_a_product(  # noqa: PLR0917 (drawn one by one)
 def test_what_does_not_fit_is_named(x: torch.Tensor, weight: torch.Tensor, says: str) -> None:
     """Wrong dtypes and shapes are refused, with the argument's name."""
     with pytest.raises(UsageError, match=says):
-        cpu.dense(x, weight)
+        single_token.dense(x, weight)
 
 
 @needs_module
@@ -76,13 +76,13 @@ def test_only_large_layers_in_main_memory_change(monkeypatch: pytest.MonkeyPatch
     assert isinstance(model.lm_head, StreamedLinear)
     assert len(changed) <= plain.count(nn.Linear)
     seen: list[int] = []
-    real = cpu.dense
+    real = dense.dense
 
     def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         seen.append(x.shape[-2])
         return real(x, weight)
 
-    monkeypatch.setattr(cpu, "dense", counted)
+    monkeypatch.setattr(dense, "dense", counted)
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     many = model(ids).logits
     assert not seen

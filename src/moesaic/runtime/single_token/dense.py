@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moesaic.kernels import cpu, select
+from moesaic.kernels.single_token import dense
+from moesaic.runtime.single_token.native import is_open
 
 LEAST_WEIGHTS = 1 << 20  # smaller ones stay in the caches
 
@@ -22,17 +23,15 @@ class StreamedLinear(nn.Linear):
         """`[..., in_features]` -> `[..., out_features]`"""
         if not self._streams(input):
             return super().forward(input)
-        out = cpu.dense(input, self.weight)
+        out = dense(input, self.weight)
         return out if self.bias is None else out + self.bias
 
     def _streams(self, x: Tensor) -> bool:
         return (
-            x.device.type == "cpu"
-            and x.numel() == self.in_features
+            x.numel() == self.in_features
             and x.dtype == self.weight.dtype == torch.bfloat16
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            and not torch.compiler.is_compiling()
-            and select("cpu") is cpu
+            and not (torch.is_grad_enabled() and self.weight.requires_grad)
+            and is_open(x)
         )
 
 

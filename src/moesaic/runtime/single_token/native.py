@@ -1,0 +1,29 @@
+"""When the native way is open."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moesaic.kernels import cpu, select
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def is_open(x: Tensor) -> bool:
+    """Whether an activation is one that the native code takes here: half precision on a CPU, without gradients.
+
+    In float32, in which people check things, everything stays torch's.
+    """
+    return (
+        x.dtype in HALF
+        and x.device.type == "cpu"
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def is_chosen(model: PreTrainedModel) -> bool:
+    """Whether the native kernels are those of a model, as long as it stays where it is."""
+    return model.device.type == "cpu" and select("cpu") is cpu
