@@ -335,16 +335,20 @@ MOESAIC_INLINE void group_product(const std::uint8_t* codes, const std::int8_t* 
   }
 }
 
-// Adds one group's share to the results of `rows` rows of a panel.
-template <class V, class Dot, int planes, int units, int rows>
+// Adds the share of columns that share scales to the results of `rows` rows of a panel. With the last ones of a group of
+// the matrix, its zeros are taken off: `pieces` rows of sums, one for each stretch of the group's columns.
+template <class V, class Dot, int planes, bool with_zeros, int units, int rows>
 void many_tile(const std::uint8_t* codes, const float* scale, const float* scaled_zero, int count, const std::int8_t* quads,
-               const float* scales, const float* sums, Output out) {
+               const float* scales, const float* sums, int pieces, Output out) {
   alignas(64) float sum[rows / planes] = {};
-  for (int t = 0; t < rows; ++t) sum[t / planes] += sums[t];
+  for (int p = 0; with_zeros && p < pieces; ++p) {
+    for (int t = 0; t < rows; ++t) sum[t / planes] += sums[t - p * V::panel_rows];
+  }
   from_memory(sum);
   const auto add = [&](auto t, auto u, typename V::Floats value) MOESAIC_INLINE_LAMBDA {
     float* at = out.data + t * out.stride + u * V::lanes;
-    const auto so_far = V::fnma(V::load(scaled_zero + u * V::lanes), V::fill(sum[t]), V::load(at));
+    auto so_far = V::load(at);
+    if constexpr (with_zeros) so_far = V::fnma(V::load(scaled_zero + u * V::lanes), V::fill(sum[t]), so_far);
     V::store(at, V::fma(value, V::load(scale + u * V::lanes), so_far));
   };
   group_product<V, Dot, planes, units, rows>(codes, quads, count, scales, add);
@@ -368,9 +372,16 @@ void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int 
       unrolled<V::panel_rows / kRowStep>([&](auto step) {
         constexpr int tile_rows = kRowStep * (step + 1);
         if (here <= tile_rows && here > tile_rows - kRowStep) {
-          many_tile<V, Dot, planes, units, tile_rows>(w.codes + kBlockRows * count * group * j, w.scale[j / pieces],
-                                                      w.scaled_zero[j / pieces], group / kQuad,
-                                                      quads + j * group * V::panel_rows, x.scales + at, x.sums + at, results);
+          const auto tile = [&](auto with_zeros) {
+            many_tile<V, Dot, planes, with_zeros, units, tile_rows>(
+                w.codes + kBlockRows * count * group * j, w.scale[j / pieces], w.scaled_zero[j / pieces], group / kQuad,
+                quads + j * group * V::panel_rows, x.scales + at, x.sums + at, pieces, results);
+          };
+          if ((j + 1) % pieces == 0) {
+            tile(Constant<1>{});
+          } else {
+            tile(Constant<0>{});
+          }
         }
       });
     }

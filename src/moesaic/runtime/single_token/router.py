@@ -11,9 +11,7 @@ from transformers import PreTrainedModel
 
 from moesaic.kernels.single_token import Routing, route
 from moesaic.runtime.single_token.known import adopt
-from moesaic.runtime.single_token.native import is_open
-
-MOST_TOKENS = 4
+from moesaic.runtime.single_token.native import MOST_TOKENS, is_open
 
 
 @dataclass(frozen=True)
