@@ -37,8 +37,8 @@ KNOWN = {
 class NativeNorm(nn.Module):
     """An RMSNorm that is one native operation for a few tokens.
 
-    It would be faster for many too. But then a model packed at 16 bits, which is the model it was made from, would differ
-    from it in the last place, and no measure could say that nothing was lost.
+    It would be faster for many too. But then a model packed at 16 bits, which is the model it was made from, would
+    differ from it in the last place, and no measure could say that nothing was lost.
     """
 
     known: Form
