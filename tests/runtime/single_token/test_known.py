@@ -118,8 +118,15 @@ def test_what_a_module_does_is_what_counts() -> None:
     assert fingerprint(Calls) != fingerprint(CallsAnother)
 
 
+class Short(nn.Module):
+    """Its forward is an expression."""
+
+    forward = lambda self, x: x  # type: ignore[assignment] # noqa: E731
+
+
 def test_a_class_without_source_is_not_known() -> None:
-    """Made at run time, or shipped without source: an empty fingerprint, which is in no table."""
+    """Made at run time, or no ordinary function: an empty fingerprint, which is in no table."""
+    assert not fingerprint(Short)
     names: dict[str, Any] = {"nn": nn}
     exec("class Made(nn.Module):\n    def forward(self, x):\n        return x", names)
     assert not fingerprint(names["Made"])

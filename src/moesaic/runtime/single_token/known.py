@@ -56,7 +56,8 @@ def _variant(kind: type[nn.Module], mixin: type[nn.Module], known: Any) -> type[
 def _sources(function: Callable[..., Any], kind: type, found: dict[str, str]) -> dict[str, str]:
     """Name -> source of a function and of what it calls in its own file."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    assert isinstance(tree, ast.FunctionDef)
+    if not isinstance(tree, ast.FunctionDef):
+        raise TypeError(f"{function} is no ordinary function")
     found[tree.name] = ast.unparse(_Bare().visit(tree))
     names = sys.modules[function.__module__].__dict__
     for node in ast.walk(tree):
