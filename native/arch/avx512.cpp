@@ -4,6 +4,8 @@
 #include "../../tests/native/emulated_avx512.h"
 #else
 #include <immintrin.h>
+
+#include "avx512_bf16.h"
 #endif
 
 #include "rows.h"
@@ -105,12 +107,6 @@ constexpr Kernels kTable = table<Avx512>("avx512");
 #ifdef MOESAIC_EMULATE_AVX512
 const Kernels* avx512_kernels() { return &kTable; }
 #else
-}  // namespace moesaic
-
-#include "avx512_bf16.h"
-
-namespace moesaic {
-
 const Kernels* avx512_kernels() {
   static constexpr Kernels with_bf16 = table<Avx512>("avx512", attend_bf16<Avx512>);
   static const bool has_bf16 = __builtin_cpu_supports("avx512bf16");

@@ -148,6 +148,18 @@ def test_another_attention_is_respected() -> None:
     assert all(torch.allclose(one, other, atol=1e-2) for one, other in zip(*maps, strict=True))
 
 
+@pytest.mark.parametrize("name", ["q_norm", "k_norm", "q_proj", "o_proj"])
+def test_hooks_inside_attention_are_called(name: str) -> None:
+    """Who watches a part of a module sees it run, native or not."""
+    _, ours = both("qwen3_moe")
+    seen: list[str] = []
+    for layer in ours.model.layers:
+        layer.self_attn.get_submodule(name).register_forward_hook(lambda *_: seen.append(name))
+    with torch.inference_mode():
+        ours(torch.tensor([[5]]))
+    assert len(seen) == len(ours.model.layers)
+
+
 def test_clipped_attention_stays_transformers_own() -> None:
     """OLMoE may bound queries, keys and values: then the module is not native, and the numbers are the same."""
     theirs, ours = both("olmoe", clip_qkv=0.05)

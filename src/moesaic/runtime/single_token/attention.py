@@ -130,12 +130,16 @@ class NativeAttention(nn.Module):
             given.get("position_embeddings") is not None
             and module.config._attn_implementation == NAME
             and (form.clips is None or getattr(module.config, form.clips) is None)
-            and (self._norms() != "head" or isinstance(module.q_norm, NativeNorm))
+            and (self._norms() != "head" or self._has_native_norms())
         )
 
     def _norms(self) -> str | None:
         asks = self.known.norms_if
         return self.known.norms if asks is None or getattr(self, asks) else None
+
+    def _has_native_norms(self) -> bool:
+        norms = (self._modules["q_norm"], self._modules["k_norm"])
+        return isinstance(norms[0], NativeNorm) and not _is_watched(*norms)
 
     def _attend(
         self,
@@ -169,9 +173,14 @@ class NativeAttention(nn.Module):
         return inside["o_proj"](found.reshape(batch, 1, -1)), shares
 
 
+def _is_watched(*modules: Any) -> bool:
+    """Whether somebody's hooks wait for the modules to be called."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
 def _project(x: Tensor, q: Any, k: Any, v: Any) -> list[Tensor]:
     """Queries, keys and values, `[batch, 1, heads * size]`, in memory of their own."""
-    if type(q) is type(k) is type(v) is PackedLinear and not (q._forward_hooks or k._forward_hooks or v._forward_hooks):
+    if type(q) is type(k) is type(v) is PackedLinear and not _is_watched(q, k, v):
         a, b, c = q.layout, k.layout, v.layout
         if a.bits == b.bits == c.bits and a.group_size == b.group_size == c.group_size:
             return linears(x, [(q.packed, a, q.bias), (k.packed, b, k.bias), (v.packed, c, v.bias)])
