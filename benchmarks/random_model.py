@@ -62,7 +62,8 @@ def random_model(name: str, *, layers: int, plan: str, linears: int) -> tuple[Pr
         name: one of `CONFIGS`.
         layers: how many.
         plan: of the experts, one of `random_layers.PLANS`.
-        linears: bits of the attention's matrices; 16: bfloat16.
+        linears: bits of the attention's matrices; 16: bfloat16. The output head then has bfloat16 too, else 8 bits, as
+            `compress` makes it.
     """
     config = CONFIGS[name](layers)
     with torch.device("meta"):
@@ -78,7 +79,8 @@ def random_model(name: str, *, layers: int, plan: str, linears: int) -> tuple[Pr
         view = packed.packed_layer()
         mean = sum(expert_bytes(view, expert) for expert in range(layer.experts)) / layer.experts
         read += config.num_experts_per_tok * mean
-    other = _attention(model, linears)
+    other = _pack(model, linears, [name for name, _ in model.named_modules() if "attn" in name])
+    _pack(model, 16 if linears == 16 else 8, ["lm_head"])
     _materialise(model)
     single_token.use(model)
     return model.eval().requires_grad_(False), Sizes(read, other)
@@ -89,11 +91,12 @@ def _fill(module: PackedEntry, layout: EntryLayout) -> None:
         module._buffers[f"b{width}"] = tensor
 
 
-def _attention(model: PreTrainedModel, bits: int) -> int:
-    """Pack the attention's matrices; how many bytes they take."""
+def _pack(model: PreTrainedModel, bits: int, names: list[str]) -> int:
+    """Pack the linear layers among these modules; how many bytes they take."""
     total = 0
-    for name, module in list(model.named_modules()):
-        if not (isinstance(module, nn.Linear) and "attn" in name):
+    for name in names:
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
             continue
         rows, columns = module.weight.shape
         if bits == 16:

@@ -40,7 +40,7 @@ def test_a_calibrated_folder_is_foretold(changes: dict, model: Path, tmp_path: P
     checkpoint = Checkpoint.open(model)
     stats = measure(open_calibration(checkpoint, options, tmp_path / "work"), options)
     scores, plan = make_plan(checkpoint, options, stats)
-    build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=4)
+    build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=4, head_bits=8)
     foretold = folder_files(build, scores, options, stats)
     out = compress(model, tmp_path / "out", options)
     found = {path.name: path.stat().st_size for path in out.iterdir()}

@@ -25,7 +25,15 @@ def test_the_defaults_are_the_papers_method() -> None:
     made = options()
     assert made.make_rule() == AlphaTailCost()
     assert made.make_allocator() == GlobalMilp()
-    assert made.other_bits == 4
+    assert (made.other_bits, made.head_width) == (4, 8)
+
+
+def test_the_heads_width() -> None:
+    """Eight bits, unless nothing else is packed or another width is asked for; what is recorded is that width."""
+    assert options(other_bits=16).head_width == 16
+    assert options(other_bits=16, head_bits=8).head_width == 8
+    assert options(head_bits=16).head_width == 16
+    assert options().recorded()["head_bits"] == 8
 
 
 def test_the_method_of_router_norms() -> None:
@@ -127,6 +135,7 @@ def test_a_width_as_budget(bits: int) -> None:
         {"bits": None},
         {"plan": Path("plan.json")},
         {"other_bits": 5},
+        {"head_bits": 5},
         {"group_size": 48},
     ],
 )

@@ -102,7 +102,10 @@ class ByteBudget:
 
     def _build(self, plan: BitPlan) -> PackedBuild:
         quantizer = self.options.make_quantizer()
-        return PackedBuild(self.checkpoint, plan, quantizer, other_bits=self.options.other_bits)
+        options = self.options
+        return PackedBuild(
+            self.checkpoint, plan, quantizer, other_bits=options.other_bits, head_bits=options.head_width
+        )
 
     def _requested(self) -> dict[str, float]:
         if self.options.bpw is not None:
@@ -121,7 +124,7 @@ class ByteBudget:
         if others > self.limit:
             what = (
                 f"all but the experts (embeddings, attention, tokenizer, ...) alone take {up_to(others)} with "
-                f"--other-bits {self.options.other_bits}, and {what}"
+                f"--other-bits {self.options.other_bits} and --head-bits {self.options.head_width}, and {what}"
             )
         return f"--size {up_to(int(self.limit))} is out of reach: {what}; give at least that"
 

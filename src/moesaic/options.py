@@ -14,13 +14,14 @@ from moesaic.calibrate.text import CalibrationText
 from moesaic.errors import UsageError
 from moesaic.quantize import QUANTIZERS, RTN, Quantizer, needs_moment
 from moesaic.quantize.grid import GROUP_SIZES
-from moesaic.records import PACKED_WIDTHS, WIDTHS, Budget
+from moesaic.records import PACKED_WIDTHS, STORED_WIDTH, WIDTHS, Budget
 from moesaic.registry import look_up
 from moesaic.scores import COSTS, SCORERS, CostRule, Scorer, needs_errors, needs_stats
 
 MEASURED_WIDTHS = (1, 2, 3, 4)  # at which errors are measured where no levels are named
 
 _USUAL_BITS = 2.5
+_USUAL_HEAD = 8  # its errors go straight into the logits, and a byte is half of what every token would read
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class CompressOptions:
         group_size: 32, 64 or 128 columns share a scale.
         symmetric: grids without stored zero points.
         other_bits: width of the other linear layers (attention, shared experts, dense MLPs); 16 leaves them.
+        head_bits: width of the output head; 16 leaves it. None for 8, or for 16 where `other_bits` is 16. A head that
+            shares its weight with the embedding always stays.
         initial: checkpoint or file with the routers before training.
         seed: of random rules.
         zeta: of the reordering by MaxVar.
@@ -67,6 +70,7 @@ class CompressOptions:
     group_size: int = 64
     symmetric: bool = True
     other_bits: int = 4
+    head_bits: int | None = None
     initial: Path | None = None
     seed: int = 0
     zeta: float = 3.0
@@ -84,6 +88,8 @@ class CompressOptions:
     def __post_init__(self) -> None:
         if self.other_bits not in WIDTHS:
             raise UsageError(f"--other-bits {self.other_bits}: give one of {', '.join(map(str, WIDTHS))}")
+        if self.head_bits is not None and self.head_bits not in WIDTHS:
+            raise UsageError(f"--head-bits {self.head_bits}: give one of {', '.join(map(str, WIDTHS))}")
         if self.group_size not in GROUP_SIZES:
             raise UsageError(f"--group-size {self.group_size}: give one of {', '.join(map(str, GROUP_SIZES))}")
         if self.levels is not None and not _are_levels(self.levels):
@@ -94,6 +100,13 @@ class CompressOptions:
             raise UsageError(f"--bpw {self.bpw}: give a number of stored bits per weight, such as 2.5")
         if self.size is not None and self.size <= 0:
             raise UsageError(f"--size {self.size}: give a number of bytes, such as 16GB")
+
+    @property
+    def head_width(self) -> int:
+        """The width of the output head."""
+        if self.head_bits is not None:
+            return self.head_bits
+        return STORED_WIDTH if self.other_bits == STORED_WIDTH else _USUAL_HEAD
 
     @property
     def budget(self) -> Budget:
@@ -236,6 +249,7 @@ class CompressOptions:
     def recorded(self) -> dict[str, Any]:
         """The options as they are written into the manifest: names and numbers, no paths of this machine."""
         values = dataclasses.asdict(self)
+        values["head_bits"] = self.head_width
         values["plan"] = None if self.plan is None else self.plan.name
         values["initial"] = None if self.initial is None else self.initial.name
         values["levels"] = None if self.levels is None else list(self.levels)

@@ -81,7 +81,7 @@ def compress(
     stats = measure(calibration, options, work, overwrite=overwrite, progress=progress)
     scores, plan = make_plan(checkpoint, options, stats, progress=progress)
     noted = note_experts(checkpoint, options, scores, progress=progress)
-    build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits)
+    build = PackedBuild(checkpoint, plan, quantizer, other_bits=options.other_bits, head_bits=options.head_width)
     job = _open_job(target, build, options, calibration, overwrite=overwrite)
     with _given_up_in_order(job):
         guide = guide_for(calibration, options, job.work / "states")

@@ -113,7 +113,7 @@ def test_parts_join_to_the_whole(tiny_checkpoint: Make, family: str, monkeypatch
 
 @families
 def test_dense_first_layers_and_linears(tiny_checkpoint: Make, family: str) -> None:
-    """Dense layers are no expert layers; their linear layers may be packed, routers and heads may not."""
+    """Dense layers are no expert layers; their linear layers may be packed, routers may not; the head is apart."""
     checkpoint = Checkpoint.open(tiny_checkpoint(family))
     if family in DENSE_FIRST:
         assert [layer.name for layer in checkpoint.layers] == ["model.layers.1.mlp.experts"]
@@ -122,6 +122,7 @@ def test_dense_first_layers_and_linears(tiny_checkpoint: Make, family: str) -> N
     assert checkpoint.linears
     assert not routers & set(checkpoint.linears)
     assert "lm_head" not in checkpoint.linears
+    assert checkpoint.head == (None if checkpoint.config.tie_word_embeddings else "lm_head")
     assert not any(name.startswith(layer.name + ".") for layer in checkpoint.layers for name in checkpoint.linears)
 
 

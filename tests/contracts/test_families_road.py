@@ -20,6 +20,7 @@ from tests.tiny import CONFIGS, DENSE_FIRST, build_tiny, save_tiny
 
 FAMILIES = sorted(CONFIGS)
 SHARED = ("deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe")
+TIED = ("ernie4_5_moe", "switch_transformers")
 FUSED = [name for name in FAMILIES if name != "switch_transformers"]
 GATE_UP = "16 8 4 3 2 1 16 2"
 DOWN = "1 16 16 2 3 4 8 1"
@@ -143,10 +144,14 @@ def test_every_width_computes_what_rounded_weights_compute(family: str, tiny_che
     wanted = original(source, dtype=torch.float32)
     before = logits(wanted)
     assert round_experts(wanted, EVERY_WIDTH, symmetric=False) == len(names)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    for name in config["quantization_config"]["linears"]["modules"]:
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    linears = {
+        (name, kind["bits"]) for kind in (config["linears"], config.get("head")) if kind for name in kind["modules"]
+    }
+    assert (("lm_head", 8) in linears) == (family not in TIED)
+    for name, bits in linears:
         with torch.no_grad():
-            rounded(wanted.get_submodule(name).weight, 4, False)
+            rounded(wanted.get_submodule(name).weight, bits, False)
     assert distance(logits(model), logits(wanted)) < 1e-4
     assert distance(before, logits(wanted)) > 1e-3  # else the test would show nothing
 
@@ -183,7 +188,7 @@ def test_what_is_packed_and_what_stays(family: str, tiny_checkpoint: Tiny, tmp_p
 
     kept = load_file(tmp_path / "out" / "model.safetensors")
     stays = [layer.router for layer in moesaic.Checkpoint.open(source).layers]
-    stays += [name for name in parameters if "norm" in name or "embed" in name or name == "lm_head.weight"]
+    stays += [name for name in parameters if "norm" in name or "embed" in name]
     assert len(stays) > len(names) + 3
     for name in stays:
         assert torch.equal(kept[name], parameters[name])

@@ -154,6 +154,7 @@ class PackedFolder:
         """The weight of a packed linear layer."""
         blob = self.tensor(f"{name}.packed").tobytes()
         quantization = self.quantization
-        bits = quantization["linears"]["bits"]
+        kinds = (quantization["linears"], quantization.get("head", {"modules": []}))
+        (bits,) = (kind["bits"] for kind in kinds if name in kind["modules"])
         group, symmetric = quantization["group_size"], quantization["symmetric"]
         return decode(blob, (rows, columns), bits, group, symmetric=symmetric)

@@ -25,7 +25,7 @@ def test_to_the_byte(
     options = CompressOptions(bits=bits, shard_bytes=shard_bytes)
     checkpoint = Checkpoint.open(tiny_checkpoint(family))
     scores, plan = make_plan(checkpoint, options)
-    build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=4)
+    build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=4, head_bits=8)
     foretold = folder_files(build, scores, options)
     out = compress(tiny_checkpoint(family), tmp_path / "out", options)
     found = {path.name: path.stat().st_size for path in out.iterdir()}

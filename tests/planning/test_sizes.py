@@ -23,7 +23,8 @@ def foretold(source: Path, options: CompressOptions) -> tuple[PackedBuild, dict[
     """The packed model to be, and its files."""
     checkpoint = Checkpoint.open(source)
     scores, plan = make_plan(checkpoint, options)
-    build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=options.other_bits)
+    widths = {"other_bits": options.other_bits, "head_bits": options.head_width}
+    build = PackedBuild(checkpoint, plan, options.make_quantizer(), **widths)
     return build, folder_files(build, scores, options)
 
 

@@ -23,7 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from moesaic.checkpoint.shards import StoredTensor, read_headers, read_rows, read_tensor
 from moesaic.errors import CorruptFile, NotACheckpoint, UnsupportedModel
 from moesaic.families import MoeLayer, find_moe_layers
-from moesaic.families.skeleton import build_skeleton, linear_names, load_config, refuse_quantized
+from moesaic.families.skeleton import build_skeleton, head_name, linear_names, load_config, refuse_quantized
 from moesaic.records import ExpertWeights
 
 PART_BYTES = 64 << 20  # how much of a tensor is read at a time where it can be cut
@@ -53,7 +53,8 @@ class Checkpoint:
         config: its transformers configuration.
         model: the architecture on the meta device.
         layers: its routed-expert layers.
-        linears: names of its other linear layers that may be packed.
+        linears: names of its other linear layers that may be packed, the output head apart.
+        head: name of the output head, None where it may not be packed: it shares its weight with the embedding.
         stored: stored tensors by name.
         sources: parameter -> what it is made of.
         shapes: shape of every parameter and buffer of the model.
@@ -67,6 +68,7 @@ class Checkpoint:
     model: PreTrainedModel
     layers: list[MoeLayer]
     linears: list[str]
+    head: str | None
     stored: dict[str, StoredTensor]
     sources: dict[str, Source]
     shapes: dict[str, tuple[int, ...]]
@@ -95,7 +97,8 @@ class Checkpoint:
         parameters = model.state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
         floating = {name: tensor.is_floating_point() for name, tensor in parameters.items()}
-        checkpoint = cls(folder, config, model, layers, linears, stored, sources, shapes, floating)
+        head = head_name(model)
+        checkpoint = cls(folder, config, model, layers, linears, head, stored, sources, shapes, floating)
         checkpoint._check_complete()
         checkpoint._check_shapes()
         return checkpoint

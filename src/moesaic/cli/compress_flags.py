@@ -52,6 +52,13 @@ class CompressFlags:
             rich_help_panel="How many bits",
         ),
     ] = 4
+    head_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Width of the output head; 16 leaves it. Default: 8, or 16 with `--other-bits 16`.",
+            rich_help_panel="How many bits",
+        ),
+    ] = None
     rule: p.Rule = "alpha_tail"
     initial: p.Initial = None
     zeta: p.Zeta = 3.0

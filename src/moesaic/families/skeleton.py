@@ -81,7 +81,7 @@ def build_skeleton(
 def linear_names(model: PreTrainedModel, layer_names: list[str], routers: list[str]) -> list[str]:
     """The linear layers that may be packed: those of the decoder (and encoder) stacks that hold expert layers.
 
-    Routers, output heads and very small layers stay out.
+    Routers, very small layers and the output head stay out (`head_name` has that).
 
     Args:
         model: the skeleton.
@@ -101,6 +101,20 @@ def linear_names(model: PreTrainedModel, layer_names: list[str], routers: list[s
         and any(name.startswith(stack) for stack in stacks)
         and min(module.weight.shape) >= SMALLEST_LINEAR
     ]
+
+
+def head_name(model: PreTrainedModel) -> str | None:
+    """The output head, if it may be packed: a linear layer of its own, which shares its weight with nobody.
+
+    Args:
+        model: the skeleton.
+    """
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    if type(head) is not nn.Linear or not name or f"{name}.weight" in {*tied, *tied.values()}:
+        return None
+    return name if min(head.weight.shape) >= SMALLEST_LINEAR else None
 
 
 def _stack(name: str) -> str:

@@ -89,6 +89,7 @@ class PackedBuild:
         quantizer: Quantizer,
         *,
         other_bits: int,
+        head_bits: int = STORED_WIDTH,
     ) -> None:
         """Prepare.
 
@@ -97,14 +98,19 @@ class PackedBuild:
             plan: widths of all routed experts.
             quantizer: for experts and other linear layers alike.
             other_bits: width of the other linear layers; 16 leaves them as they are.
+            head_bits: width of the output head, where it may be packed; 16 leaves it as it is.
         """
         self.checkpoint = checkpoint
         self.plan = plan
         self.quantizer = quantizer
-        self.other_bits = other_bits
         self.packed_layers = [layer for layer in checkpoint.layers if is_packed(plan.layers[layer.name])]
-        names = checkpoint.linears if other_bits != STORED_WIDTH else []
-        self.linears = {f"{name}.weight": name for name in names}
+        self.other_bits, self.head_bits = other_bits, head_bits
+        widths = dict.fromkeys(checkpoint.linears, other_bits)
+        self.head = checkpoint.head if head_bits != STORED_WIDTH else None
+        if self.head is not None:
+            widths[self.head] = head_bits
+        self.linear_bits = {name: bits for name, bits in widths.items() if bits != STORED_WIDTH}
+        self.linears = {f"{name}.weight": name for name in self.linear_bits}
 
     def units(self) -> list[tuple[str, list[TensorSpec]]]:
         """Every unit of work: its name and the tensors it makes."""
@@ -209,7 +215,7 @@ class PackedBuild:
 
     def make_linear(self, name: str) -> Tensor:
         """The weight of that name of a packed linear layer as `run` writes it; for a measurement beforehand."""
-        return pack(self.quantizer(self.checkpoint.parameter(name), self.other_bits))
+        return pack(self.quantizer(self.checkpoint.parameter(name), self.linear_bits[self.linears[name]]))
 
     def config(self) -> dict[str, Any]:
         """`config.json` of the packed model: the source's, with `quantization_config`."""
@@ -223,9 +229,11 @@ class PackedBuild:
             "group_size": self.quantizer.group_size,
             "symmetric": self.quantizer.symmetric,
             "experts": experts,
-            "linears": {"bits": self.other_bits, "modules": sorted(self.linears.values())},
+            "linears": {"bits": self.other_bits, "modules": sorted({*self.linear_bits} - {self.head})},
             "modules_to_not_convert": self._untouched(),
         }
+        if self.head is not None:
+            quantization["head"] = {"bits": self.head_bits, "modules": [self.head]}
         return {**read_json(self.checkpoint.folder / "config.json"), "quantization_config": quantization}
 
     def _untouched(self) -> list[str]:
@@ -260,8 +268,10 @@ class PackedBuild:
         if name not in self.linears:
             return TensorSpec(name, dtype, shape)
         rows, columns = shape
-        layout = MatrixLayout(rows, columns, self.other_bits, self.quantizer.group_size, self.quantizer.symmetric)
-        return TensorSpec(linear_tensor(self.linears[name]), torch.uint8, (layout.total_bytes,))
+        linear = self.linears[name]
+        grid = (self.quantizer.group_size, self.quantizer.symmetric)
+        layout = MatrixLayout(rows, columns, self.linear_bits[linear], *grid)
+        return TensorSpec(linear_tensor(linear), torch.uint8, (layout.total_bytes,))
 
     def _marked_linear(self) -> str | None:
         """The weight that carries the marker when no expert layer does."""
@@ -312,7 +322,7 @@ class PackedBuild:
             return
         for name, tensor in self.checkpoint.parameters_of(source).items():
             if name in self.linears:
-                bits = self.other_bits
+                bits = self.linear_bits[self.linears[name]]
                 rounded = guide.linear(name, tensor, bits) if guide else self.quantizer(tensor, bits)
                 job.write(linear_tensor(self.linears[name]), pack(rounded))
                 if name == self._marked_linear():

@@ -133,7 +133,9 @@ def forecast(
     start = time.perf_counter()
     found, plan = _plan(checkpoint, options, costs, progress)
     planning = time.perf_counter() - start
-    build = PackedBuild(checkpoint, plan, options.make_quantizer(), other_bits=options.other_bits)
+    build = PackedBuild(
+        checkpoint, plan, options.make_quantizer(), other_bits=options.other_bits, head_bits=options.head_width
+    )
     kinds, files = by_kind(build), folder_files(build, found, options)
     table = costs or (found if isinstance(found, CostTable) else None)
     figures = {**_sizes(build, kinds, files), "cost": _cost_figure(plan, table)}

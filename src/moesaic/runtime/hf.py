@@ -37,6 +37,7 @@ from moesaic.runtime.linear import PackedLinear
 from moesaic.runtime.skipping import attach
 
 METHOD = "moesaic"
+_NO_LINEARS = {"bits": 16, "modules": []}
 
 
 @register_quantization_config(METHOD)
@@ -51,6 +52,7 @@ class MoesaicConfig(QuantizationConfigMixin):  # type: ignore[misc]
         symmetric: bool = False,
         experts: Mapping[str, Mapping[str, str]] | None = None,
         linears: Mapping[str, Any] | None = None,
+        head: Mapping[str, Any] | None = None,
         modules_to_not_convert: list[str] | None = None,
         pruning: bool = True,
         quant_method: str = METHOD,
@@ -67,7 +69,8 @@ class MoesaicConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.group_size = group_size
         self.symmetric = symmetric
         self.experts = {name: dict(widths) for name, widths in (experts or {}).items()}
-        self.linears = dict(linears or {"bits": 16, "modules": []})
+        self.linears = dict(linears or _NO_LINEARS)
+        self.head = dict(head or _NO_LINEARS)
         self.modules_to_not_convert = list(modules_to_not_convert or [])
         self.pruning = pruning
 
@@ -110,10 +113,11 @@ class MoesaicQuantizer(HfQuantizer):  # type: ignore[misc]
                 if name not in layers:
                     raise CorruptFile(f"quantization_config names {name}, which the model does not have")
                 _replace_experts(model, layers[name], config, dtype)
-        for name in config.linears["modules"]:
-            _replace_linear(model, name, config, dtype)
-            if not config.experts:
-                _expect_marker(model, linear_marker(name))
+        for kind in (config.linears, config.head):
+            for name in kind["modules"]:
+                _replace_linear(model, name, config, kind["bits"], dtype)
+                if not config.experts:
+                    _expect_marker(model, linear_marker(name))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         """Copy numbers that lie askew in their file; let single tokens and the folder's policy go their way.
@@ -261,7 +265,7 @@ def _replace_experts(model: PreTrainedModel, layer: MoeLayer, config: MoesaicCon
     _expect_marker(model, marker_tensor(layer))
 
 
-def _replace_linear(model: PreTrainedModel, name: str, config: MoesaicConfig, dtype: torch.dtype) -> None:
+def _replace_linear(model: PreTrainedModel, name: str, config: MoesaicConfig, bits: int, dtype: torch.dtype) -> None:
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -269,7 +273,7 @@ def _replace_linear(model: PreTrainedModel, name: str, config: MoesaicConfig, dt
     if not isinstance(module, nn.Linear):
         raise CorruptFile(f"quantization_config names {name}, which is a {type(module).__name__}, not a linear layer")
     rows, columns = module.weight.shape
-    layout = MatrixLayout(rows, columns, config.linears["bits"], config.group_size, config.symmetric)
+    layout = MatrixLayout(rows, columns, bits, config.group_size, config.symmetric)
     _put(model, name, PackedLinear(layout, bias_dtype=None if module.bias is None else dtype))
 
 
