@@ -14,6 +14,11 @@ namespace {
 
 constexpr int kSliceBlocks = 8;       // row blocks of a task: 128 rows, so that a slice of results is whole groups
 constexpr int kSliceRows = kSliceBlocks * kBlockRows;
+// Row blocks of a task of an expert's second matrix. Every task begins anew with every expert, which small matrices
+// feel; with more than a few rows of activations the results of a task have to stay in the cache.
+constexpr int kLeastDownBlocks = 4, kMostDownBlocks = 16, kFewRows = 4, kDownTasksPerThread = 4;
+constexpr int kMostTaskRows = kMostDownBlocks * kBlockRows;
+static_assert(kMostTaskRows >= kSliceRows);
 constexpr int kRowsAtATime = 384;     // activation rows of one product: results of a slice stay in the second cache
 constexpr double kProductsPerThread = 500e3;  // multiply-adds
 constexpr std::size_t kBatchBytes = 48 << 20;  // of hidden activations in int8 or float32 at a time
@@ -25,7 +30,7 @@ std::size_t item_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 // Adds count elements of a bias, from `first` on, to `rows` rows of results that are `stride` apart.
 void add_bias(const Kernels& kernels, Bias bias, std::size_t first, int count, float* results, int rows, int stride) {
   if (!bias.data) return;
-  float values[kSliceRows];
+  float values[kMostTaskRows];
   kernels.to_float(bias.dtype, static_cast<const std::byte*>(bias.data) + first * item_bytes(bias.dtype), values, count);
   for (int row = 0; row < rows; ++row) {
     for (int n = 0; n < count; ++n) results[std::size_t(row) * stride + n] += values[n];
@@ -259,8 +264,8 @@ struct ExpertsJob {
 // Some groups that are worked on between two barriers.
 class Batch {
  public:
-  Batch(const ExpertsJob& job, std::vector<Group> groups, bool is_first, bool is_last)
-      : job_(job), groups_(std::move(groups)), is_first_(is_first), is_last_(is_last) {
+  Batch(const ExpertsJob& job, std::vector<Group> groups, bool is_first, bool is_last, int threads)
+      : job_(job), groups_(std::move(groups)), is_first_(is_first), is_last_(is_last), down_blocks_(blocks_of_down(threads)) {
     std::size_t bytes = 0;
     for (const Group& group : groups_) bytes += group.bytes();
     std::byte* memory = job.space.prepared.reserve(bytes);
@@ -273,7 +278,7 @@ class Batch {
 
   int fill_tasks() const { return fills_.empty() ? 0 : fills_.back(); }
   int up_tasks() const { return static_cast<int>(groups_.size()) * slices_of(job_.layer.intermediate); }
-  int down_tasks() const { return (job_.layer.hidden + kDownRows - 1) / kDownRows; }
+  int down_tasks() const { return (job_.layer.hidden + down_rows() - 1) / down_rows(); }
 
   double products() const {
     double rows = 0;
@@ -320,7 +325,7 @@ class Batch {
 
   // Some columns of the output: every expert adds its share, in the order of the experts.
   void down(int task, Buffer& scratch) {
-    const int first = task * kDownRows, count = std::min(kDownRows, job_.layer.hidden - first);
+    const int first = task * down_rows(), count = std::min(down_rows(), job_.layer.hidden - first);
     if (is_first_) {
       for (int token = 0; token < job_.x.rows; ++token) {
         std::fill_n(job_.sums + std::size_t(token) * job_.layer.hidden + first, count, 0.0f);
@@ -335,18 +340,25 @@ class Batch {
   }
 
  private:
-  static constexpr int kDownBlocks = 4, kDownRows = kDownBlocks * kBlockRows;
+  int blocks_of_down(int threads) const {
+    const auto is_few = [](const Group& group) { return group.x.rows() <= kFewRows; };
+    if (!std::all_of(groups_.begin(), groups_.end(), is_few)) return kLeastDownBlocks;
+    const int blocks = (job_.layer.hidden + kBlockRows - 1) / kBlockRows;
+    return std::clamp(blocks / (threads * kDownTasksPerThread), kLeastDownBlocks, kMostDownBlocks);
+  }
+
+  int down_rows() const { return down_blocks_ * kBlockRows; }
 
   void add_share(const Group& group, int first, int count, Buffer& scratch) const {
     const Matrix& m = group.expert.down;
-    const Blocks blocks{first / kBlockRows, std::min(m.blocks, first / kBlockRows + kDownBlocks)};
-    float* results = scratch.floats(std::size_t(group.hidden.result_rows()) * kDownRows);
-    group.hidden.multiply(m, blocks, {results, kDownRows});
+    const Blocks blocks{first / kBlockRows, std::min(m.blocks, first / kBlockRows + down_blocks_)};
+    float* results = scratch.floats(std::size_t(group.hidden.result_rows()) * down_rows());
+    group.hidden.multiply(m, blocks, {results, static_cast<std::size_t>(down_rows())});
     add_bias(job_.kernels, job_.weights.down_bias, std::size_t(group.index) * job_.layer.hidden + first, count, results,
-             group.hidden.rows(), kDownRows);
+             group.hidden.rows(), down_rows());
     for (int row = 0; row < group.hidden.rows(); ++row) {
       const float weight = group.places[row].weight;
-      const float* values = results + std::size_t(row) * kDownRows;
+      const float* values = results + std::size_t(row) * down_rows();
       float* sum = job_.sums + std::size_t(group.places[row].token) * job_.layer.hidden + first;
       for (int n = 0; n < count; ++n) sum[n] += weight * values[n];
     }
@@ -356,6 +368,7 @@ class Batch {
   std::vector<Group> groups_;
   std::vector<int> fills_;  // fill tasks up to and including each group's
   bool is_first_, is_last_;
+  int down_blocks_;
 };
 
 // Groups of at most kRowsAtATime tokens, cut into batches of bounded memory. At least one batch: somebody has to
@@ -403,7 +416,7 @@ void run_experts(const ExpertLayer& layer, const LayerWeights& weights, Rows x, 
                        space.sums.floats(std::size_t(x.rows) * layer.hidden)};
   auto batches = batches_of(job, routing, run);
   for (std::size_t i = 0; i < batches.size(); ++i) {
-    Batch batch(job, std::move(batches[i]), i == 0, i + 1 == batches.size());
+    Batch batch(job, std::move(batches[i]), i == 0, i + 1 == batches.size(), run.threads);
     run_batch(batch, space, run);
   }
 }
