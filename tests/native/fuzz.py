@@ -31,8 +31,9 @@ GROUPS = (32, 64, 128)
 PRECISIONS = ("int8", "int8-single", "exact")
 # what is called, and how often
 KINDS = {
-    "layer": 0.4,
-    "linear": 0.2,
+    "layer": 0.35,
+    "linear": 0.15,
+    "decoder_layer": 0.1,
     **dict.fromkeys(("mask_router", "dense", "rms_norm", "route", "rotate"), 0.06),
     "attend": 0.1,
 }
@@ -58,7 +59,7 @@ def load_module(path: str | None) -> Any:
 class Arenas:
     """Memory between pages that may not be touched, used again for every case."""
 
-    def __init__(self, count: int = 24) -> None:
+    def __init__(self, count: int = 64) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._maps = [mmap.mmap(-1, ARENA + 2 * PAGE) for _ in range(count)]
@@ -189,23 +190,86 @@ class Case:
         }
         return made, run
 
-    def mask_router(self) -> dict[str, Any]:
-        """Arguments of OTP's decision; a NaN among the weights now and then."""
-        hidden, width, places, experts = self.number(1, 100), self.number(1, 20), self.number(1, 8), self.number(1, 20)
-        masks, tokens, sees_experts = self.number(1, 20), self.rows(), self.random.random() < 0.5
-        index = self.arenas.array(self.random, (tokens, places), np.int64)
-        index[...] = self.random.integers(0, experts, (tokens, places))
+    def decoder_layer(self) -> dict[str, dict[str, Any]]:
+        """Arguments of a decoder layer's methods, by name; its experts are those of `layer`, without width 16."""
+        layer, experts_run = self.layer()
+        while 16 in (*layer["gate_up_widths"], *layer["down_widths"]):
+            self.arenas.clear()
+            layer, experts_run = self.layer()
+        hidden, experts = layer["hidden"], len(layer["gate_up_widths"])
+        rows, shared, group_heads, size = (
+            self.number(1, 4),
+            self.number(1, 3),
+            self.number(1, 3),
+            2 * self.number(1, 20),
+        )
+        heads, bits, dtype = shared * group_heads, self.pick(WIDTHS), np.float16
+        shapes = [(heads * size, hidden), (shared * size, hidden), (shared * size, hidden), (hidden, heads * size)]
+        grid, half = (layer["group_size"], layer["symmetric"]), self.random.random() < 0.5
+        joined = self.random.random() < 0.5
+        used, extra = self.number(0, 40), self.number(0, 9)
+        of_tables = (self.pick((1, rows)), 2 * self.number(1, size // 2))
+        seen = self.arenas.array(self.random, (rows, used + 1), np.uint8)
+        seen[...] = self.random.random((rows, used + 1)) < self.pick((0.0, 0.5, 0.99))
+        top_k = self.number(1, experts)
+        names = ("gate_up", "down", "gate_up_bias", "down_bias")
+        return {
+            "layer": layer,
+            "decoder_layer": {
+                "hidden": hidden,
+                "heads": heads,
+                "shared": shared,
+                "size": size,
+                "group_size": grid[0],
+                "symmetric": grid[1],
+                "bits": bits,
+                "attention_norm": self.floats(hidden),
+                "experts_norm": self.floats(hidden, dtype=dtype),
+                "epsilon": 1e-6,
+                "offset": self.pick((0.0, 1.0)),
+                "blobs": [self.garbage(blob_bytes(*shape, bits, *grid)) for shape in shapes],
+                "biases": [self.floats(shape[0]) if self.random.random() < 0.3 else None for shape in shapes],
+                "query_norm": self.floats(heads * size if joined else size) if half else None,
+                "key_norm": self.floats(shared * size if joined else size) if half else None,
+                "head_epsilon": 1e-6,
+                "head_offset": 0.0,
+                "scale": 0.3,
+            },
+            "set_experts": {
+                **{name: experts_run[name] for name in names},
+                "router": self.garbage(experts, 2 * hidden).view(np.uint16),
+                "logit_bias": self.floats(experts) if self.random.random() < 0.3 else None,
+                "choice_bias": self.floats(experts) if self.random.random() < 0.3 else None,
+                "top_k": top_k,
+                "sigmoid": self.random.random() < 0.5,
+                "normalises": self.random.random() < 0.5,
+                "groups": 1,
+                "kept_groups": 1,
+                "scale": 1.0,
+                "rounds_logits": self.random.random() < 0.5,
+            },
+            "set_mask_router": self._mask_state(hidden, top_k, experts),
+            "run": {
+                "x": self.floats(rows, 1, hidden, dtype=dtype),
+                "cosines": self.floats(*of_tables, dtype=dtype),
+                "sines": self.floats(*of_tables, dtype=dtype),
+                "keys": self.floats(rows, shared, used + 1 + extra, size, dtype=dtype),
+                "values": self.floats(rows, shared, used + 1 + extra, size, dtype=dtype),
+                "used": used,
+                "seen": seen if self.random.random() < 0.5 else None,
+                "out": self.floats(rows, 1, hidden, dtype=dtype),
+                "normed": self.floats(rows, 1, hidden, dtype=dtype) if self.random.random() < 0.3 else None,
+                "precision": self.pick(PRECISIONS),
+                "threads": self.number(1, 4),
+            },
+        }
+
+    def _mask_state(self, hidden: int, places: int, experts: int) -> dict[str, Any]:
+        """What OTP decides with; a NaN among its numbers now and then."""
+        width, masks, sees_experts = self.number(1, 20), self.number(1, 20), self.random.random() < 0.5
         candidates = self.floats(masks, places)
         candidates[...] = candidates > 0
-        weights = self.floats(tokens, places)
-        if weights.size and self.random.random() < 0.2:
-            weights.flat[self.number(0, weights.size - 1)] = np.nan
         return {
-            "x": self.floats(tokens, hidden, dtype=self.pick((np.float32, np.float16))),
-            "index": index,
-            "weights": weights,
-            "out_index": self.arenas.array(self.random, (tokens, places), np.int64),
-            "out_weights": self.floats(tokens, places),
             "candidates": candidates,
             "project": self.floats(width, hidden),
             "inner": self.floats(2 * width, width + places),
@@ -215,10 +279,27 @@ class Case:
             "bias": self.floats(masks - 1),
             "table": self.floats(places, experts, 2 * width) if sees_experts else None,
             "prefer": self.floats(places, experts) if sees_experts else None,
-            "experts": experts,
             "cost": self.pick((0.0, 1.0, float("nan"), float("inf"))),
             "sees_hidden": self.random.random() < 0.5,
             "sees_weights": self.random.random() < 0.5,
+        }
+
+    def mask_router(self) -> dict[str, Any]:
+        """Arguments of OTP's decision; a NaN among the weights now and then."""
+        hidden, places, experts, tokens = self.number(1, 100), self.number(1, 8), self.number(1, 20), self.rows()
+        index = self.arenas.array(self.random, (tokens, places), np.int64)
+        index[...] = self.random.integers(0, experts, (tokens, places))
+        weights = self.floats(tokens, places)
+        if weights.size and self.random.random() < 0.2:
+            weights.flat[self.number(0, weights.size - 1)] = np.nan
+        return {
+            "x": self.floats(tokens, hidden, dtype=self.pick((np.float32, np.float16))),
+            "index": index,
+            "weights": weights,
+            "out_index": self.arenas.array(self.random, (tokens, places), np.int64),
+            "out_weights": self.floats(tokens, places),
+            **self._mask_state(hidden, places, experts),
+            "experts": experts,
             "threads": self.number(1, 4),
         }
 
@@ -367,6 +448,8 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
     case = Case(arenas, seed)
     module.use_isa(case.pick(module.isas()))
     kind = case.random.choice(list(KINDS), p=list(KINDS.values()))
+    if kind == "decoder_layer":
+        return run_decoder_layer(module, case)
     made, arguments = case.layer() if kind == "layer" else (None, getattr(case, kind)())
     spoil = case.random.random() < 0.7
     if spoil and made is not None and case.random.random() < 0.3:
@@ -392,6 +475,36 @@ def run_case(module: Any, arenas: Arenas, seed: int) -> bool:
         for one, other in zip(first, results, strict=True):
             assert np.array_equal(one, other, equal_nan=True), "the result depends on the number of threads"
     return was_refused
+
+
+def run_decoder_layer(module: Any, case: Case) -> bool:
+    """A case of several calls, of which one may be spoiled; what was refused leaves a layer that still runs."""
+    stages = case.decoder_layer()
+    spoiled = case.pick(list(stages)[1:]) if case.random.random() < 0.7 else ""
+    if spoiled:
+        name = case.pick(list(stages[spoiled]))
+        stages[spoiled][name] = case.spoiled(stages[spoiled][name])
+    if refused(module.DecoderLayer, stages["decoder_layer"]):
+        assert spoiled == "decoder_layer", "arguments that are right were refused"
+        return True
+    layer, run = module.DecoderLayer(**stages["decoder_layer"]), stages["run"]
+    refusals = 0
+    for stage in ("set_experts", "set_mask_router"):
+        if stage == "set_experts":
+            stages[stage]["layer"] = module.Layer(**stages["layer"])
+        refusals += refused(getattr(layer, stage), stages[stage])
+        assert spoiled or not refusals, "arguments that are right were refused"
+    refusals += refused(layer.run, run)
+    assert spoiled or not refusals, "arguments that are right were refused"
+    if not spoiled:
+        first = run["out"].copy()
+        layer.run(**(run | {"threads": 1}))
+        assert np.array_equal(first, run["out"], equal_nan=True), "the result depends on the number of threads"
+        if run["normed"] is None:
+            given = {name: value for name, value in run.items() if name != "normed"}
+            rooms = {name: [run[name]] * 2 for name in ("keys", "values")}
+            module.run_layers([layer, layer], **(given | rooms))
+    return bool(refusals)
 
 
 def work(options: argparse.Namespace) -> None:

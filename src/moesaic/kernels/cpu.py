@@ -14,11 +14,10 @@ only: they have no gradient.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -46,6 +45,7 @@ try:
     _native, _missing = importlib.import_module("moesaic.kernels._cpu"), ""
 except ImportError as error:
     _native, _missing = None, f"the compiled module is not there ({error}); install again with a C++20 compiler"
+_environment: Callable[[str], str | None] = _native.environment if _native else os.environ.get
 
 
 def available() -> tuple[bool, str]:
@@ -99,7 +99,7 @@ def threads() -> int:
     Raises:
         UsageError: the variable is not a positive number.
     """
-    wanted = os.environ.get("MOESAIC_NUM_THREADS")
+    wanted = _environment("MOESAIC_NUM_THREADS")
     if not wanted:
         return torch.get_num_threads()
     if not wanted.isdecimal() or int(wanted) < 1:
@@ -113,7 +113,7 @@ def precision_in_use(wanted: str | None = None) -> str:
     Raises:
         UsageError: neither is one of `PRECISIONS`.
     """
-    precision = wanted or os.environ.get("MOESAIC_CPU_PRECISION") or "int8"
+    precision = wanted or _environment("MOESAIC_CPU_PRECISION") or "int8"
     if precision not in PRECISIONS:
         source = "precision" if wanted else "MOESAIC_CPU_PRECISION"
         raise UsageError(f"{source}: {precision!r} is unknown; give one of {', '.join(PRECISIONS)}")
@@ -227,7 +227,7 @@ def _cpu_experts(  # noqa: PLR0917 (the operator's schema)
     spec: str,
     precision: str | None,
 ) -> Tensor:
-    plan = _plan_of(spec)
+    plan = plan_of(spec)
     if plan.stored:
         layer = layer_from(spec, gate_up, down, gate_up_bias, down_bias)
         check_index(index, layer.experts)
@@ -281,7 +281,7 @@ def given(bias: Tensor | None) -> Any:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What follows from a layer's spec.
 
     Attributes:
@@ -298,7 +298,8 @@ class _Plan:
 
 
 @functools.cache
-def _plan_of(spec: str) -> _Plan:
+def plan_of(spec: str) -> Plan:
+    """What the native module has to know of a layer, from `ExpertLayer.spec`."""
     first, second, activation = read_spec(spec)
     layer = native().Layer(
         hidden=first.columns,
@@ -316,11 +317,7 @@ def _plan_of(spec: str) -> _Plan:
     stored = frozenset(expert for expert, pair in widths if STORED_WIDTH in pair)
     places = [-1, *(-1 if expert in stored else expert for expert in range(len(first.widths)))]
     tensors = tuple(len(set(entry.widths) - {STORED_WIDTH}) for entry in (first, second))
-    return _Plan(layer, stored, torch.tensor(places), (tensors[0], tensors[1]))
-
-
-# before the interpreter takes the native module apart, which would complain about objects that are still there
-atexit.register(_plan_of.cache_clear)
+    return Plan(layer, stored, torch.tensor(places), (tensors[0], tensors[1]))
 
 
 # The slow way -----------------------------------------------------------------------------------------------------

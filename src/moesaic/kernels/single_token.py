@@ -54,7 +54,7 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
         KernelUnavailable: no compiled module.
     """
     out = x.new_empty(*x.shape[:-1], weight.shape[0])
-    _run("dense", export(ready(x, x.dtype)), _bits("dense", weight), export(out), threads())
+    _run("dense", export(ready(x, x.dtype)), bits_of("dense", weight), export(out), threads())
     return out
 
 
@@ -139,7 +139,7 @@ def route(
     biases = (given(logit_bias), None if choice_bias is None else export(ready(choice_bias, torch.float32)))
     outs = (export(found), export(index), export(shares))
     how = (routing.sigmoid, routing.normalises, routing.groups, routing.kept_groups, routing.scale, threads())
-    _run("route", export(ready(x, x.dtype)), _bits("route", weight), *biases, *outs, *how)
+    _run("route", export(ready(x, x.dtype)), bits_of("route", weight), *biases, *outs, *how)
     return found, shares, index
 
 
@@ -212,7 +212,12 @@ def _heads(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3] else tensor.contiguous()
 
 
-def _bits(what: str, weight: Tensor) -> Any:
+def bits_of(what: str, weight: Tensor) -> Any:
+    """A bfloat16 matrix for the native module, which takes its bits.
+
+    Raises:
+        UsageError: another dtype.
+    """
     if weight.dtype != torch.bfloat16:
         raise UsageError(f"cpu {what}: weight: expected bfloat16, found {weight.dtype}")
     return export(ready(weight, weight.dtype).view(torch.uint16))

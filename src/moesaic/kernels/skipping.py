@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,32 @@ _ORDER = ("project", "inner", "inner_bias", "outer", "slope", "bias")
 # hidden `[tokens, hidden]`, index and weights `[tokens, k]` of a layer with so many experts -> the same two by weight,
 # largest first, with expert -1 and weight 0 at places that do not run; None for a dtype that the kernels do not take
 Decision = Callable[[Tensor, Tensor, Tensor, State, int], tuple[Tensor, Tensor] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskDecision:
+    """OTP in one layer, which the native code can decide without being asked from here.
+
+    Attributes:
+        policy: gives the candidate masks and what they are estimated from.
+        state: of the layer, as `Otp.start` makes it.
+    """
+
+    policy: Otp
+    state: State
+
+    def arrays(self, top_k: int) -> list[Any]:
+        """The tensors, in the native module's order."""
+        return [
+            cpu.export(self.policy.masks(top_k)),
+            *(cpu.export(cpu.ready(self.state[name], torch.float32)) for name in _ORDER),
+            *(cpu.given(self.state.get(name)) for name in ("table", "prefer")),
+        ]
+
+    def numbers(self) -> tuple[float, bool, bool]:
+        """Its price, and whether it sees hidden states and weights."""
+        features = self.policy.features
+        return float(self.state["cost"]), features != "weights", features != "hidden"
 
 
 def native_decision(policy: Policy, device: torch.device) -> Decision | None:
@@ -59,6 +87,7 @@ def otp(  # noqa: PLR0917 (what a layer is given, and two things of the layer's 
         ValueError: a tensor does not fit the others; names it.
         KernelUnavailable: no compiled module.
     """
+    made = MaskDecision(policy, state)
     out_index, out_weights = torch.empty_like(index, dtype=torch.int64), torch.empty(weights.shape)
     cpu.native().mask_router(
         cpu.export(cpu.ready(hidden, hidden.dtype)),
@@ -66,13 +95,9 @@ def otp(  # noqa: PLR0917 (what a layer is given, and two things of the layer's 
         cpu.export(cpu.ready(weights, torch.float32)),
         cpu.export(out_index),
         cpu.export(out_weights),
-        cpu.export(policy.masks(weights.shape[1])),
-        *(cpu.export(cpu.ready(state[name], torch.float32)) for name in _ORDER),
-        *(cpu.given(state.get(name)) for name in ("table", "prefer")),
+        *made.arrays(weights.shape[1]),
         experts,
-        float(state["cost"]),
-        policy.features != "weights",
-        policy.features != "hidden",
+        *made.numbers(),
         cpu.threads(),
     )
     return out_index, out_weights.to(weights.dtype)

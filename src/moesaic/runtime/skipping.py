@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from moesaic.errors import InvalidPolicy, UnsupportedModel
 from moesaic.families import find_moe_layers
-from moesaic.kernels.skipping import native_decision
-from moesaic.prune import Pruning, Routed
+from moesaic.kernels.skipping import MaskDecision, native_decision
+from moesaic.prune import Otp, Pruning, Routed
 from moesaic.prune.decide import decide, rescale, sort_places
 from moesaic.runtime.experts import PackedExperts
 
@@ -110,6 +110,23 @@ class Counted:
         return float(sum(kept.sum() for kept in self.kept.values())) / total if total else 1.0
 
 
+class LayerHook:
+    """What stands before the experts of one layer."""
+
+    def __init__(self, skipping: Skipping, name: str) -> None:
+        self._skipping, self._name = skipping, name
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """See `torch.nn.Module.register_forward_pre_hook`."""
+        return self._skipping.before(self._name, module, args, kwargs)
+
+    def fused(self) -> MaskDecision | None:
+        """What native code may decide by itself instead of calling this; None where somebody wants to know."""
+        return None if self._skipping.is_counting else self._skipping.fused.get(self._name)
+
+
 class Skipping:
     """The hooks in a model, and the count of what ran.
 
@@ -118,6 +135,7 @@ class Skipping:
         routing: what decides; None lets everything run. Setting it drops the shortcut, which stood for another one.
         shortcut: decides the same as `routing` for packed layers, faster: layer name and what the layer is given -> the
             experts and weights that it gets. None where there is none.
+        fused: layer name -> the same for native code that runs whole layers; empty where there is none.
         sequences: see `Sequences`.
         counts: layer name -> how many experts it has.
         kept: layer name -> how often each place ran since `count` was called, `[k]`; empty when not counting.
@@ -137,6 +155,7 @@ class Skipping:
         self.name = ""
         self._routing: Routing | None = None
         self.shortcut: Shortcut | None = None
+        self.fused: Mapping[str, MaskDecision] = {}
         self.sequences = Sequences()
         self.kept: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
@@ -153,7 +172,7 @@ class Skipping:
         base = model.base_model
         self._handles: list[RemovableHandle] = [base.register_forward_pre_hook(self.sequences.start, with_kwargs=True)]
         for name, module in self._layers.items():
-            self._handles.append(module.register_forward_pre_hook(partial(self._before, name), with_kwargs=True))
+            self._handles.append(module.register_forward_pre_hook(LayerHook(self, name), with_kwargs=True))
         for name in set(self._attention.values()):
             take = partial(self.sequences.take_attention, name)
             self._handles.append(model.get_submodule(name).register_forward_hook(take))
@@ -165,7 +184,12 @@ class Skipping:
 
     @routing.setter
     def routing(self, rule: Routing | None) -> None:
-        self._routing, self.shortcut = rule, None
+        self._routing, self.shortcut, self.fused = rule, None, {}
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether `count` was called: somebody wants to know what runs."""
+        return self._counting
 
     @property
     def layers(self) -> list[str]:
@@ -197,9 +221,10 @@ class Skipping:
         """The share of all layers together; 1 when nothing was counted."""
         return self.counted().share()
 
-    def _before(
+    def before(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Decide what of a layer's arguments goes on to it."""
         if self.routing is None:
             return None
         hidden, index, weights = (*args, *kwargs.values())
@@ -266,6 +291,8 @@ def attach(model: PreTrainedModel, pruning: Pruning) -> Skipping:
             return decision(hidden, index, weights, pruning.layers[name], skipping.counts[name])
 
         skipping.shortcut = shortcut
+        if isinstance(pruning.policy, Otp):
+            skipping.fused = {name: MaskDecision(pruning.policy, state) for name, state in pruning.layers.items()}
     setattr(model, _ATTRIBUTE, skipping)
     return skipping
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from moesaic.runtime.single_token import attention, dense, norm, router
+from moesaic.runtime.single_token import attention, decoder, dense, norm, router, stack
 from moesaic.runtime.single_token.native import is_chosen
 
 
@@ -21,3 +21,5 @@ def use(model: PreTrainedModel) -> None:
     dense.use(model)
     norm.use(model)
     router.use(model)
+    decoder.use(model)
+    stack.use(model)

@@ -59,7 +59,7 @@ def attention(  # noqa: PLR0917 (the signature is that of transformers' interfac
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
         )
-    if not (is_open(query) and _is_plain(attention_mask)):
+    if not (is_open(query) and is_plain(attention_mask)):
         return _as_rows(query, key, value, attention_mask, scaling), None
     seen = None if attention_mask is None else attention_mask[:, 0, 0].expand(batch, -1)
     found = attend(query, key, value, size**-0.5 if scaling is None else scaling, seen)
@@ -79,7 +79,7 @@ def _as_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     return found[:, :, : heads // shared].reshape(batch, 1, heads, value.shape[3])
 
 
-def _is_plain(mask: Tensor | None) -> bool:
+def is_plain(mask: Tensor | None) -> bool:
     """Whether a mask only says which keys are seen, the same for all heads."""
     return mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
 
@@ -119,21 +119,34 @@ class NativeAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """`[batch, tokens, hidden]` -> the same, and what the attention function says besides."""
-        if args or hidden_states.shape[1] != 1 or not is_open(hidden_states) or not self._is_native(kwargs):
+        if args or hidden_states.shape[1] != 1 or not is_open(hidden_states) or not self.is_native(kwargs):
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc, no-any-return]
         return self._attend(hidden_states, **kwargs)
 
-    def _is_native(self, given: dict[str, Any]) -> bool:
-        module: Any = self
-        form = self.known
+    def is_native(self, given: dict[str, Any]) -> bool:
+        """Whether a token with these arguments of `forward` goes the native way."""
         return (
             given.get("position_embeddings") is not None
-            and module.config._attn_implementation == NAME
-            and (form.clips is None or getattr(module.config, form.clips) is None)
-            and (self._norms() != "head" or self._has_native_norms())
+            and self.is_asked()
+            and not self.clips_now()
+            and (self.norms_in_use() != "head" or self._has_native_norms())
         )
 
-    def _norms(self) -> str | None:
+    def clips_now(self) -> bool:
+        """Whether queries, keys and values are bounded, which the native code does not do."""
+        module: Any = self
+        return self.known.clips is not None and getattr(module.config, self.known.clips) is not None
+
+    def is_asked(self) -> bool:
+        """Whether the configuration (still) asks for the attention of this file."""
+        module: Any = self
+        try:  # past the configuration's own way of looking things up, which takes 8 microseconds
+            return bool(object.__getattribute__(module.config, "_attn_implementation_internal") == NAME)
+        except AttributeError:
+            return bool(module.config._attn_implementation == NAME)
+
+    def norms_in_use(self) -> str | None:
+        """What queries and keys are normalised by: see `Form.norms`."""
         asks = self.known.norms_if
         return self.known.norms if asks is None or getattr(self, asks) else None
 
@@ -153,7 +166,7 @@ class NativeAttention(nn.Module):
         inside: Any = self._modules  # a fifth of the time of asking the module for them
         batch, size = hidden_states.shape[0], self.head_dim
         queries, keys, values = _project(hidden_states, inside["q_proj"], inside["k_proj"], inside["v_proj"])
-        norms = self._norms()
+        norms = self.norms_in_use()
         if norms == "head":
             of_queries, of_keys = inside["q_norm"], inside["k_norm"]
             weights = (of_queries.weight, of_keys.weight)

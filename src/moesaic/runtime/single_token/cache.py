@@ -26,6 +26,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     keys: Tensor
     values: Tensor
     _rooms: tuple[Tensor, Tensor] | None = None
+    _shown: tuple[Tensor | None, Tensor | None] = (None, None)  # keys and values as they were left
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Put keys and values of some tokens, `[batch, heads, tokens, size]`, behind the others; all of them."""
@@ -42,7 +43,29 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         assert self._rooms is not None
         for room_of, new in zip(self._rooms, (key_states, value_states), strict=True):
             room_of[:, :, used:needed] = new
-        self.keys, self.values = (room_of[:, :, :needed] for room_of in self._rooms)
+        return self._show(needed)
+
+    def room_for_one(self, rows: int, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], int] | None:
+        """Where the next token of so many rows goes: both rooms and the tokens in them; None where there is no room.
+
+        `grow_by_one` has to follow when it is there.
+        """
+        keys, values, rooms = self.keys, self.values, self._rooms
+        if rooms is None or keys is not self._shown[0] or values is not self._shown[1]:
+            return None
+        room, used = rooms[0], keys.shape[2]
+        fits = used < room.shape[2] and room.shape[0] == rows and room.dtype == dtype
+        return (rooms, used) if fits and (torch.is_inference_mode_enabled() or not room.is_inference()) else None
+
+    def grow_by_one(self) -> None:
+        """Count the token that was put into the room."""
+        self._show(self.keys.shape[2] + 1)
+
+    def _show(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Let `keys` and `values` be the first tokens of their rooms."""
+        assert self._rooms is not None
+        keys, values = self._rooms
+        self.keys, self.values = self._shown = keys.narrow(2, 0, tokens), values.narrow(2, 0, tokens)
         return self.keys, self.values
 
     def _fits(self, needed: int, key_states: Tensor, value_states: Tensor) -> bool:

@@ -73,10 +73,10 @@ class NativeRouter(nn.Module):
         logits, shares, experts = route(
             rows,
             self.weight,
-            self._routing(),
+            self.routing(),
             logits=rows.dtype if form.rounds else torch.float32,
-            logit_bias=self._optional(form.logit_bias),
-            choice_bias=more[0] if more else self._optional(form.choice_bias),
+            logit_bias=self.optional(form.logit_bias),
+            choice_bias=more[0] if more else self.optional(form.choice_bias),
         )
         return (logits.float() if form.as_float else logits), shares, experts
 
@@ -84,14 +84,16 @@ class NativeRouter(nn.Module):
         trains = torch.is_grad_enabled() and self.weight.requires_grad
         return is_open(rows) and self.weight.dtype == torch.bfloat16 and not trains
 
-    def _routing(self) -> Routing:
+    def routing(self) -> Routing:
+        """How it chooses, by the attributes that it has now."""
         form = self.known
         groups, kept = (1, 1) if form.groups is None else (int(getattr(self, name)) for name in form.groups)
         normalises = form.normalises is None or bool(getattr(self, form.normalises))
         scale = 1.0 if form.scale is None else float(getattr(self, form.scale))
         return Routing(self.top_k, form.sigmoid, normalises, scale, groups, kept)
 
-    def _optional(self, name: str | None) -> Any:
+    def optional(self, name: str | None) -> Any:
+        """The tensor of that name, None without a name."""
         return None if name is None or name == "argument" else getattr(self, name)
 
 
