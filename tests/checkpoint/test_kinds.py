@@ -76,7 +76,8 @@ def test_packable_are_the_linear_layers_that_are_packed(family: str, tiny_checkp
     blocks = find_blocks(shapes)
     kinds, stacks = kinds_of(shapes, blocks), stacks_of(blocks)
     packable = {name for name, shape in shapes.items() if is_packable(name, shape, kinds[name], stacks)}
-    assert packable == {f"{name}.weight" for name in checkpoint.linears}
+    heads = [] if checkpoint.head is None else [checkpoint.head]
+    assert packable == {f"{name}.weight" for name in [*checkpoint.linears, *heads]}
 
 
 def test_split_expert() -> None:

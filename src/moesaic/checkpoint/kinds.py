@@ -135,17 +135,18 @@ def _kind(name: str, shape: tuple[int, ...], blocks: Mapping[str, Block]) -> str
 
 
 def is_packable(name: str, shape: tuple[int, ...], kind: str, stacks: Iterable[str]) -> bool:
-    """Whether a tensor is the weight of a linear layer that `--other-bits` packs.
+    """Whether a tensor is the weight of a linear layer that `--other-bits` or `--head-bits` packs.
 
     Args:
         name, shape, kind: of the tensor.
         stacks: see `stacks_of`.
     """
+    is_matrix = name.endswith(".weight") and len(shape) == 2 and min(shape) >= SMALLEST_LINEAR
+    if kind == "head":  # one that shares its weight with the embedding has no tensor of its own
+        return is_matrix
     return (
         kind in PACKABLE
-        and name.endswith(".weight")
-        and len(shape) == 2
-        and min(shape) >= SMALLEST_LINEAR
+        and is_matrix
         and "bias" not in name.rpartition(".")[0].rpartition(".")[2]
         and any(name.startswith(stack) for stack in stacks)
     )

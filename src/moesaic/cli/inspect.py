@@ -23,7 +23,7 @@ _TREATMENT = {
     "attention": "packed at --other-bits",
     "dense MLP": "packed at --other-bits",
     "embeddings": "kept: rows are looked up, not multiplied",
-    "head": "packed at --head-bits, unless it shares its weight with the embedding",
+    "head": "packed at --head-bits: every token reads all of it",
     "norms": "kept: too small to save anything",
     "routers": "kept: they decide which experts run",
     "other": "kept: moesaic knows no use of it",

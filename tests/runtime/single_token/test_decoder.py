@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,6 +249,18 @@ def test_a_cache_that_somebody_changes(packed: Load, taken: list[bool]) -> None:
         assert taken
         with through_modules():
             assert torch.equal(found, after(change))
+
+
+def test_a_copy_is_independent(packed: Load, taken: list[bool]) -> None:
+    """A model that was copied after it ran computes with its own tensors."""
+    model = packed("mixtral")
+    found, _ = decode(model)
+    other = copy.deepcopy(model)
+    _halve_a_norm(other.model.layers[1])
+    assert not torch.equal(decode(other)[0], found)
+    assert same(other)
+    assert all(taken)
+    assert torch.equal(decode(model)[0], found)
 
 
 def test_a_cache_of_another_kind_or_none(packed: Load, taken: list[bool]) -> None:

@@ -45,7 +45,7 @@ _OTHERS = frozenset(("position_bias", "softcap", "cache"))  # what only transfor
 
 @dataclass(repr=False)
 class Bound:
-    """A native layer, and what it was made of.
+    """A native layer, and what it was made of. A copy of a model makes its own.
 
     Attributes:
         layer: the native layer.
@@ -76,6 +76,9 @@ class Bound:
     hooks_of_block: list[dict[int, Any]]
     hooks_of_experts: dict[int, Any]
     decision: MaskDecision | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
     def goes_to_the_end(self) -> bool:
         """Whether nobody waits for the block or its parts, or only a skipping policy that the native layer knows."""
