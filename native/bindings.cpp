@@ -224,10 +224,10 @@ NB_MODULE(_cpu, m) {
   nb::class_<DecoderLayerObject>(m, "DecoderLayer", "A decoder layer for single tokens, with its weights.")
       .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, bool, int, const Array&, const Array&, float,
                     float, const Arrays&, const std::vector<std::optional<Array>>&, const std::optional<Array>&,
-                    const std::optional<Array>&, float, float, float>(),
+                    const std::optional<Array>&, bool, float, float, float>(),
            "hidden"_a, "heads"_a, "shared"_a, "size"_a, "group_size"_a, "symmetric"_a, "bits"_a,
            "attention_norm"_a.noconvert(), "experts_norm"_a.noconvert(), "epsilon"_a, "offset"_a, "blobs"_a.noconvert(),
-           "biases"_a.noconvert(), "query_norm"_a.noconvert().none(), "key_norm"_a.noconvert().none(), "head_epsilon"_a,
+           "biases"_a.noconvert(), "query_norm"_a.noconvert().none(), "key_norm"_a.noconvert().none(), "joins_heads"_a, "head_epsilon"_a,
            "head_offset"_a, "scale"_a)
       .def("set_experts", &DecoderLayerObject::set_experts, nb::keep_alive<1, 2>(), "layer"_a, "gate_up"_a.noconvert(),
            "down"_a.noconvert(), "gate_up_bias"_a.noconvert().none(), "down_bias"_a.noconvert().none(),

@@ -89,8 +89,8 @@ class DecoderLayerObject {
   DecoderLayerObject(std::int64_t hidden, std::int64_t heads, std::int64_t shared, std::int64_t size, int group_size,
                      bool symmetric, int bits, const Array& attention_norm, const Array& experts_norm, float epsilon,
                      float offset, const Arrays& blobs, const std::vector<std::optional<Array>>& biases,
-                     const std::optional<Array>& query_norm, const std::optional<Array>& key_norm, float head_epsilon,
-                     float head_offset, float scale) {
+                     const std::optional<Array>& query_norm, const std::optional<Array>& key_norm, bool joins_heads,
+                     float head_epsilon, float head_offset, float scale) {
     held_ = blobs;
     hold({attention_norm, experts_norm, query_norm, key_norm}), hold(biases);
     layer_.hidden = checked_size("hidden", hidden), layer_.size = checked_size("size", size);
@@ -110,8 +110,8 @@ class DecoderLayerObject {
     layer_.attention_norm = checked_norm("attention_norm", attention_norm, hidden, epsilon, offset);
     layer_.experts_norm = checked_norm("experts_norm", experts_norm, hidden, epsilon, offset);
     if (query_norm.has_value() != key_norm.has_value()) refuse("key_norm", "query_norm and key_norm come together");
-    layer_.joins_heads = query_norm && query_norm->ndim() == 1 && static_cast<std::int64_t>(query_norm->shape(0)) != size;
-    const std::int64_t joined_heads = layer_.joins_heads ? heads : 1, joined_shared = layer_.joins_heads ? shared : 1;
+    layer_.joins_heads = joins_heads && query_norm;
+    const std::int64_t joined_heads = joins_heads ? heads : 1, joined_shared = joins_heads ? shared : 1;
     layer_.query_norm = checked_norm("query_norm", query_norm, joined_heads * size, head_epsilon, head_offset);
     layer_.key_norm = checked_norm("key_norm", key_norm, joined_shared * size, head_epsilon, head_offset);
     layer_.scale = scale;

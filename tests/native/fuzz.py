@@ -231,6 +231,7 @@ class Case:
                 "biases": [self.floats(shape[0]) if self.random.random() < 0.3 else None for shape in shapes],
                 "query_norm": self.floats(heads * size if joined else size) if half else None,
                 "key_norm": self.floats(shared * size if joined else size) if half else None,
+                "joins_heads": joined,
                 "head_epsilon": 1e-6,
                 "head_offset": 0.0,
                 "scale": 0.3,

@@ -44,7 +44,8 @@ class AttentionWeights:
         norms: before attention and before the experts.
         matrices: blob, layout and bias for queries, keys, values and the output; of one width, group size and grid.
         head_size: numbers of a head.
-        head_norms: of queries and keys, of each head (weights of `head_size` numbers) or of all together, or None.
+        head_norms: of queries and keys, or None.
+        joins_heads: these norms are of all heads together, else of each.
         scale: of the products of queries and keys.
     """
 
@@ -52,6 +53,7 @@ class AttentionWeights:
     matrices: Sequence[tuple[Tensor, MatrixLayout, Tensor | None]]
     head_size: int
     head_norms: NormWeights | None
+    joins_heads: bool
     scale: float
 
 
@@ -109,6 +111,7 @@ class DecoderLayer:
             [export(blob) for blob, _, _ in attention.matrices],
             [given(bias) for _, _, bias in attention.matrices],
             *(given(weight) for weight in weights),
+            attention.joins_heads,
             heads.epsilon,
             heads.offset,
             attention.scale,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-import moesaic
 from moesaic.kernels import cpu
 from moesaic.prune import Otp, Pruning
 from moesaic.runtime.linear import PackedLinear
@@ -29,22 +27,6 @@ WHOLE, PART = ("mixtral", "qwen3_moe", "olmoe"), ("qwen2_moe", "glm4_moe")
 NOT = ("phimoe", "granitemoe", "deepseek_v3", "gpt_oss")  # other norms, sums or attention
 
 Load = Callable[..., PreTrainedModel]
-
-
-@pytest.fixture(scope="module")
-def packed(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """Opens a tiny packed model."""
-    folder = tmp_path_factory.mktemp("packed")
-
-    def make(family: str, dtype: torch.dtype = torch.bfloat16, **options: Any) -> PreTrainedModel:
-        out = folder / "-".join([family, *map(str, options.values())])
-        if not out.exists():
-            moesaic.compress(
-                tiny_checkpoint(family), out, moesaic.CompressOptions(**{"bits": 2.5, "levels": (2, 3), **options})
-            )
-        return moesaic.load(out, dtype=dtype)
-
-    return make
 
 
 @contextmanager
@@ -321,27 +303,3 @@ def test_skipping_is_decided_inside(packed: Load, taken: list[bool]) -> None:
     assert torch.equal(decode(model)[0], full)
     skipping.remove()
     assert torch.equal(decode(model)[0], full)
-
-
-def test_all_layers_are_one_call(packed: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every layer goes to its end; a hook on one of them makes each a call of its own, with the same bits."""
-    model = packed("mixtral")
-    calls: list[int] = []
-    run_layers = stack.run_layers
-    monkeypatch.setattr(stack, "run_layers", lambda *args: calls.append(len(args[0])) or run_layers(*args))
-    found, _ = decode(model)
-    assert calls == [2] * 11
-    handle = model.model.layers[1].register_forward_hook(lambda *_: None)
-    assert torch.equal(decode(model)[0], found)
-    handle.remove()
-    _, cache = decode(model)
-    calls.clear()
-    given = {"past_key_values": cache, "use_cache": True}
-    with torch.inference_mode():
-        states = model(torch.tensor([[5]]), output_hidden_states=True, **given).hidden_states
-        assert len(states) == 3
-        assert not calls
-        assert isinstance(model.model(torch.tensor([[5]]), return_dict=False, **given), tuple)
-        embedded = model.get_input_embeddings()(torch.tensor([[5]]))
-        assert torch.isfinite(model(inputs_embeds=embedded, **given).logits).all()
-    assert not calls

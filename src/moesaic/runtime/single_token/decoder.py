@@ -204,6 +204,7 @@ def _attention_weights(attention: Any, norms: list[Any]) -> AttentionWeights | N
         matrices=[(each.packed, each.layout, each.bias) for each in linears],  # type: ignore[union-attr]
         head_size=attention.head_dim,
         head_norms=None if of_heads is norms else _norms(of_heads),
+        joins_heads=attention.norms_in_use() == "whole",
         scale=attention.scaling,  # type: ignore[arg-type]
     )
 
