@@ -79,6 +79,8 @@ def with_head(model: PreTrainedModel) -> PreTrainedModel:
     size = (VOCABULARY, model.config.hidden_size)
     weight = (torch.randn(size) / size[1] ** 0.5).bfloat16()
     held = mapped(weight.view(torch.uint8).flatten()).view(torch.bfloat16).view(size)
+    with torch.device("meta"):
+        model.lm_head = nn.Linear(size[1], size[0], bias=False)
     for layer, values in ((model.lm_head, held), (model.get_input_embeddings(), weight)):
         layer.weight = nn.Parameter(values, requires_grad=False)
     return model

@@ -11,10 +11,10 @@ namespace {
 std::size_t item_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 // Memory of the thread that calls, cut into pieces on cache-line borders; it keeps its pages from call to call.
-class Pieces {
+class Scratch {
  public:
   // How much there is to cut: the sum of `rounded` of all pieces.
-  explicit Pieces(std::size_t bytes) {
+  explicit Scratch(std::size_t bytes) {
     thread_local Buffer memory;
     next_ = memory.reserve(bytes);
   }
@@ -38,8 +38,8 @@ struct Between {
         wide(item * s.x.rows * l.hidden),
         queries_size(item * s.x.rows * l.heads * l.size),
         keys_size(item * s.x.rows * l.shared * l.size),
-        pieces(2 * Pieces::rounded(wide) + 2 * Pieces::rounded(queries_size) + 2 * Pieces::rounded(keys_size) +
-               2 * Pieces::rounded(sizeof(float) * s.x.rows * l.hidden)),
+        pieces(2 * Scratch::rounded(wide) + 2 * Scratch::rounded(queries_size) + 2 * Scratch::rounded(keys_size) +
+               2 * Scratch::rounded(sizeof(float) * s.x.rows * l.hidden)),
         normed(pieces.cut(wide)),
         made(pieces.cut(wide)),
         queries(pieces.cut(queries_size)),
@@ -50,7 +50,7 @@ struct Between {
   }
 
   std::size_t item, wide, queries_size, keys_size;
-  Pieces pieces;
+  Scratch pieces;
   std::byte *normed, *made, *queries, *attended, *keys, *values;
   float* sums[2];
 };

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import MixtralConfig
 
 from moesaic.kernels import cpu
 from moesaic.runtime.single_token import norm, use
-from moesaic.runtime.single_token.native import is_chosen, is_open
+from moesaic.runtime.single_token.native import is_chosen, is_open, setting
 from tests.tiny import build_tiny
 
 X = torch.ones(1, 8)
@@ -51,3 +52,12 @@ def test_the_reference_backend_leaves_models_as_they_are(monkeypatch: pytest.Mon
     assert not is_chosen(model)
     use(model)
     assert not any(isinstance(module, norm.NativeNorm) for module in model.modules())
+
+
+def test_settings_of_any_configuration() -> None:
+    """Names that a configuration has, has under another name, or does not have at all."""
+    config = MixtralConfig(sliding_window=None, num_hidden_layers=3)
+    assert setting(config, "num_hidden_layers") == 3
+    assert setting(config, "num_experts") == config.num_local_experts
+    assert setting(config, "sliding_window") is None
+    assert setting(config, "nothing_of_the_kind") is None

@@ -34,3 +34,24 @@ def test_all_layers_are_one_call(packed: Load, monkeypatch: pytest.MonkeyPatch) 
         embedded = model.get_input_embeddings()(torch.tensor([[5]]))
         assert torch.isfinite(model(inputs_embeds=embedded, **given).logits).all()
     assert not calls
+
+
+def test_configurations_that_say_less(packed: Load) -> None:
+    """Architectures with the same model have configurations without some of these settings: that is no setting."""
+    model = packed("mixtral")
+    _, cache = decode(model)
+    del model.config.output_router_logits
+    with torch.inference_mode():
+        found = model.model(input_ids=torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+    assert torch.isfinite(found.last_hidden_state).all()
+
+
+def test_masks_of_another_shape_are_transformers_business(packed: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask of all sequences at once, with as many dimensions as attention has, is not looked at here."""
+    model = packed("mixtral")
+    _, cache = decode(model)
+    monkeypatch.setattr(stack, "run_layers", None)
+    mask = torch.ones(1, 1, 1, cache.get_seq_length() + 1, dtype=torch.bool)
+    with torch.inference_mode():
+        logits = model(torch.tensor([[5]]), attention_mask=mask, past_key_values=cache, use_cache=True).logits
+    assert torch.isfinite(logits).all()

@@ -21,7 +21,7 @@ from moesaic.kernels.single_token import attend, linears, rotate
 from moesaic.runtime.linear import PackedLinear
 from moesaic.runtime.single_token.cache import with_room
 from moesaic.runtime.single_token.known import adopt
-from moesaic.runtime.single_token.native import HALF, is_open
+from moesaic.runtime.single_token.native import HALF, is_open, is_watched, setting
 from moesaic.runtime.single_token.norm import NativeNorm, epsilon_of
 
 NAME = "moesaic_sdpa"
@@ -140,10 +140,7 @@ class NativeAttention(nn.Module):
     def is_asked(self) -> bool:
         """Whether the configuration (still) asks for the attention of this file."""
         module: Any = self
-        try:  # past the configuration's own way of looking things up, which takes 8 microseconds
-            return bool(object.__getattribute__(module.config, "_attn_implementation_internal") == NAME)
-        except AttributeError:
-            return bool(module.config._attn_implementation == NAME)
+        return bool(setting(module.config, "_attn_implementation_internal") == NAME)
 
     def norms_in_use(self) -> str | None:
         """What queries and keys are normalised by: see `Form.norms`."""
@@ -152,7 +149,7 @@ class NativeAttention(nn.Module):
 
     def _has_native_norms(self) -> bool:
         norms = (self._modules["q_norm"], self._modules["k_norm"])
-        return isinstance(norms[0], NativeNorm) and not _is_watched(*norms)
+        return isinstance(norms[0], NativeNorm) and not is_watched(*norms)
 
     def _attend(
         self,
@@ -186,14 +183,9 @@ class NativeAttention(nn.Module):
         return inside["o_proj"](found.reshape(batch, 1, -1)), shares
 
 
-def _is_watched(*modules: Any) -> bool:
-    """Whether somebody's hooks wait for the modules to be called."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-
-
 def _project(x: Tensor, q: Any, k: Any, v: Any) -> list[Tensor]:
     """Queries, keys and values, `[batch, 1, heads * size]`, in memory of their own."""
-    if type(q) is type(k) is type(v) is PackedLinear and not _is_watched(q, k, v):
+    if type(q) is type(k) is type(v) is PackedLinear and not is_watched(q, k, v):
         a, b, c = q.layout, k.layout, v.layout
         if a.bits == b.bits == c.bits and a.group_size == b.group_size == c.group_size:
             return linears(x, [(q.packed, a, q.bias), (k.packed, b, k.bias), (v.packed, c, v.bias)])

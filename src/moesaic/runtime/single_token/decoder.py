@@ -243,11 +243,6 @@ def _places(module: nn.Module) -> Iterable[tuple[dict[str, Any], str, Any]]:
             yield table, name, value
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody's hooks wait for a module to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
     return module._forward_hooks, module._forward_pre_hooks
 

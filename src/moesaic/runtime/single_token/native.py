@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,3 +30,19 @@ def is_open(x: Tensor) -> bool:
 def is_chosen(model: PreTrainedModel) -> bool:
     """Whether the native kernels are those of a model, as long as it stays where it is."""
     return model.device.type == "cpu" and select("cpu") is cpu
+
+
+def is_watched(*modules: Any) -> bool:
+    """Whether somebody's hooks wait for one of the modules to be called."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def setting(config: Any, name: str) -> Any:
+    """What a model's configuration says; None where it says nothing.
+
+    Past its own way of looking things up, which takes up to 8 microseconds.
+    """
+    try:
+        return object.__getattribute__(config, name)
+    except AttributeError:
+        return getattr(config, name, None)
