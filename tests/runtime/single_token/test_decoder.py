@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import DynamicCache, PreTrainedModel
 
 from moesaic.kernels import cpu
@@ -149,6 +150,18 @@ def test_hooks_are_called(name: str, packed: Load) -> None:
     layer.get_submodule(name).register_forward_pre_hook(lambda *_: calls.append(1))
     decode(model)
     assert len(calls) == 3 * (1 + 12)
+
+
+def test_hooks_on_every_module_are_called(packed: Load) -> None:
+    """Tools that count or trace wait for modules of any kind: they see the layers' parts."""
+    model = packed("mixtral")
+    _, cache = decode(model)
+    seen: list[str] = []
+    handle = register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    with torch.inference_mode():
+        model(torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+    handle.remove()
+    assert {"MixtralDecoderLayer", "MixtralAttention", "MixtralTopKRouter", "PackedExperts"} <= set(seen)
 
 
 def _halve_a_norm(layer: Any) -> None:

@@ -23,7 +23,7 @@ from moesaic.runtime.linear import PackedLinear
 from moesaic.runtime.single_token.attention import NativeAttention, is_plain
 from moesaic.runtime.single_token.cache import GrowingLayer
 from moesaic.runtime.single_token.known import adopt, fingerprint
-from moesaic.runtime.single_token.native import MOST_TOKENS, is_open
+from moesaic.runtime.single_token.native import MOST_TOKENS, is_open, is_watched
 from moesaic.runtime.single_token.norm import NativeNorm, epsilon_of
 from moesaic.runtime.single_token.router import NativeRouter
 from moesaic.runtime.skipping import LayerHook
@@ -123,7 +123,9 @@ class NativeDecoderLayer(nn.Module):
         bound = self._bound
         if bound is None or not bound.is_up_to_date():
             bound = self._bind()
-        return bound if bound is not None and not any(bound.hooks) and bound.attention.is_asked() else None
+        if bound is None or any(bound.hooks) or is_watched():
+            return None
+        return bound if bound.attention.is_asked() else None
 
     def _step(self, x: Tensor, given: dict[str, Any]) -> Tensor | None:
         """The layer's output; None where something is not native."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module as anywhere
 from transformers import PreTrainedModel
 
 from moesaic.kernels import cpu, select
@@ -33,7 +34,9 @@ def is_chosen(model: PreTrainedModel) -> bool:
 
 
 def is_watched(*modules: Any) -> bool:
-    """Whether somebody's hooks wait for one of the modules to be called."""
+    """Whether somebody's hooks wait for one of the modules, or for any module at all, to be called."""
+    if anywhere._global_forward_hooks or anywhere._global_forward_pre_hooks:
+        return True
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
