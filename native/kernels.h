@@ -14,7 +14,11 @@ namespace moesaic {
 
 constexpr int kBlockRows = 16;  // rows of a tile
 constexpr int kQuad = 4;        // neighbouring columns that share a 32-bit lane
-constexpr int kParts = 4;       // quad q of a group belongs to part q % 4 when parts have scales of their own
+constexpr int kParts = 4;       // of a stretch of columns; quad q belongs to part q % 4
+constexpr int kStretch = 32;     // columns that codes are unpacked for at a time
+constexpr int kStretchQuads = kStretch / kQuad;
+constexpr int kMostSpills = 8;                         // of a group
+constexpr int kMostQuads = 128 / kQuad + kMostSpills;  // that are multiplied for a group
 
 // One packed matrix. The pointers lead into the blob; nothing is copied.
 struct Matrix {
@@ -30,19 +34,31 @@ struct Matrix {
   int padded_columns() const { return groups * group; }
 };
 
+// How the columns of a group of the matrix share scales (docs/decisions/0007-int8-activations.md). For `few`, a stretch of
+// columns has four parts, each with a scale of its own. For `many` the group has one scale, and the codes of a few
+// quads, those with the largest numbers, may be beyond int8: what is beyond is in spills, further codes to be
+// multiplied with the same columns.
+struct Cut {
+  int stretch;  // 32 or 64 columns, at most a group; 0 for `many`
+  int spills;   // of each group, at most kMostSpills; 0 for `few`
+
+  int scales(int group) const { return stretch ? kParts * group / stretch : 1; }
+  int codes(int group) const { return group + kQuad * spills; }
+};
+
 // Activations in int8: x = scale * code. `panel` rows are interleaved by quads, so that a kernel that works on them
 // together walks through memory once:
-//   codes  [padded_columns / 4][panel][4]
-//   scales [groups][panel][parts]   parts is kParts for `few` and 1 for `many`
-//   sums   [groups][panel]          sum of x over the group, in units of the matrix' zero codes
-// For `many`, groups may be finer than those of the matrix; for `few` they are the same.
+//   codes   [groups][group / 4 + spills][panel][4]
+//   scales  [groups][stretches][panel][4] for `few`, [groups][panel] for `many`
+//   sums    [groups][panel]           sum of x over the group, in units of the matrix' zero codes
+//   spilled [groups][spills][panel]   the quad of the group that a spill belongs to
 // How scales and sums are scaled belongs to the instruction set: only its own `quantize` fills a panel.
 struct Panel {
   const std::int8_t* codes;
   const float* scales;
   const float* sums;
-  int group;  // columns of its groups: those of a group of the matrix, or half or a quarter of them
-  int planes = 1;  // neighbouring rows that make one activation, 1 or 2; more than 1 for `many` only
+  const std::uint8_t* spilled;
+  Cut cut;
 };
 
 // Row blocks first .. last - 1 of a matrix.
@@ -84,22 +100,21 @@ struct Attended {
 struct Kernels {
   const char* name;
   int few_rows;    // most activation rows in one call of `few` and `exact`, at most 4
-  int few_pays[2];  // rows up to which calls of `few` take less time than `many`: with one plane, with two
+  int few_pays;    // rows up to which calls of `few` take less time than `many`
   int panel_rows;  // rows of a full panel for `many`, a multiple of 4
 
   // Quantizes `columns` floats to int8, padded with zeros to `groups` whole groups, for a product with matrices of
-  // the width, group and grid of `like`; `parts` says for which kernel. The pointers are those of one row of a panel:
-  // quad q goes to codes + 4 * q * panel, and so on. NaN or infinity anywhere in a part makes its scale NaN. What the
-  // codes leave of x goes to `rest`, all columns of the groups, unless it is nullptr.
-  void (*quantize)(const Matrix& like, const float* x, int columns, int groups, int parts, int panel,
-                   std::int8_t* codes, float* scales, float* sums, float* rest);
+  // the width, group and grid of `like`. The pointers are those of one row of a panel: quad q goes to
+  // codes + 4 * q * panel, and so on. NaN or infinity anywhere in the columns of a scale makes it NaN.
+  void (*quantize)(const Matrix& like, const float* x, int columns, int groups, Cut cut, int panel,
+                   std::int8_t* codes, float* scales, float* sums, std::uint8_t* spilled);
 
   // `rows` <= few_rows activation rows, interleaved with panel = rows: bound by memory, codes are read once and never stored.
   void (*few)(const Matrix&, Panel, int rows, Blocks, Output);
 
   // Any number of activation rows in panels of panel_rows that follow each other; rows that fill the last panel up to a
-  // multiple of 4 must hold zeros. Bound by arithmetic: tiles are unpacked once for all rows. The results of the
-  // planes of an activation are added up, so there are rows / planes of them; those of filling rows are written too.
+  // multiple of 4 must hold zeros, and their results are written too. Bound by arithmetic: tiles are unpacked once for
+  // all rows.
   void (*many)(const Matrix&, Panel, int rows, Blocks, Output);
 
   // `rows` <= few_rows float32 activation rows of padded_columns each, at x + t * x_stride.

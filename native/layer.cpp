@@ -111,7 +111,7 @@ class LinearRows {
     const auto found = std::upper_bound(ends_.begin(), ends_.end(), task) - ends_.begin();
     const LinearPart& part = job_.parts[found];
     const Slice slice(part.w, task - (found == 0 ? 0 : ends_[found - 1]));
-    float* results = scratch.floats(std::size_t(prepared_.result_rows()) * kSliceRows);
+    float* results = scratch.floats(std::size_t(prepared_.filled_rows()) * kSliceRows);
     prepared_.multiply(part.w, slice.blocks, {results, kSliceRows});
     add_bias(job_.kernels, part.bias, slice.first, slice.count, results, prepared_.rows(), kSliceRows);
     for (int row = 0; row < prepared_.rows(); ++row) {
@@ -159,7 +159,7 @@ void run_linear(const std::vector<LinearPart>& parts, Rows x, Run run) {
   for (const LinearPart& part : parts) weights += double(part.w.rows) * part.w.columns;
   for (int first = 0; first < x.rows; first += kRowsAtATime) {
     const int count = std::min(kRowsAtATime, x.rows - first);
-    LinearRows rows(job, first, count, run.linear);
+    LinearRows rows(job, first, count, run.first);
     Tasks fills(rows.fill_tasks()), slices(rows.slices());
     run_on_threads(team_size(run, rows.slices(), count * weights), [&](int thread, Team& team) {
       Buffer& scratch = space.of_thread[thread][0];
@@ -211,12 +211,14 @@ struct Group {
       : expert(e),
         index(number),
         places(p),
-        x(kernels, e.gate_up[0], rows, run.gate_up),
-        hidden(kernels, e.down, rows, run.down) {}
+        x(kernels, e.gate_up[0], rows, run.first),
+        hidden(kernels, e.down, rows, run.second) {}
 
   std::size_t bytes() const { return x.bytes() + hidden.bytes(); }
-  void place(std::byte* memory) {
-    x.place(memory);
+  // `same` has the same activations for matrices of the same grid: they are made ready once.
+  void place(std::byte* memory, const Group* same) {
+    place_of_x = same ? same->place_of_x : memory;
+    x.place(place_of_x);
     hidden.place(memory + x.bytes());
   }
 
@@ -224,6 +226,7 @@ struct Group {
   int index;
   const Place* places;
   Prepared x, hidden;
+  std::byte* place_of_x = nullptr;
 };
 
 // Tokens sorted by expert; inside an expert in their own order, so that sums are always formed in the same order.
@@ -270,9 +273,10 @@ class Batch {
     for (const Group& group : groups_) bytes += group.bytes();
     std::byte* memory = job.space.prepared.reserve(bytes);
     for (Group& group : groups_) {
-      group.place(memory);
+      const Group* same = job.x.rows == 1 ? before(group) : nullptr;
+      group.place(memory, same);
       memory += group.bytes();
-      fills_.push_back(fill_tasks() + group.x.filled_rows());
+      fills_.push_back(fill_tasks() + (same ? 0 : group.x.filled_rows()));
     }
   }
 
@@ -307,7 +311,7 @@ class Batch {
     const int rows = group.x.rows();
     float* results[2];
     for (int i = 0; i < job_.layer.matrices; ++i) {
-      results[i] = scratch[i].floats(std::size_t(group.x.result_rows()) * kSliceRows);
+      results[i] = scratch[i].floats(std::size_t(group.x.filled_rows()) * kSliceRows);
       group.x.multiply(group.expert.gate_up[i], slice.blocks, {results[i], kSliceRows});
       const std::size_t bias = std::size_t(group.index) * job_.layer.matrices + i;
       add_bias(job_.kernels, job_.weights.gate_up_bias, bias * job_.layer.intermediate + slice.first, slice.count,
@@ -340,6 +344,13 @@ class Batch {
   }
 
  private:
+  // The first group of the same width, for a single token, whose experts all get the same.
+  const Group* before(const Group& group) const {
+    const auto is_same = [&](const Group& other) { return other.expert.gate_up[0].bits == group.expert.gate_up[0].bits; };
+    const auto found = std::find_if(groups_.data(), &group, is_same);
+    return found == &group ? nullptr : found;
+  }
+
   int blocks_of_down(int threads) const {
     const auto is_few = [](const Group& group) { return group.x.rows() <= kFewRows; };
     if (!std::all_of(groups_.begin(), groups_.end(), is_few)) return kLeastDownBlocks;
@@ -352,7 +363,7 @@ class Batch {
   void add_share(const Group& group, int first, int count, Buffer& scratch) const {
     const Matrix& m = group.expert.down;
     const Blocks blocks{first / kBlockRows, std::min(m.blocks, first / kBlockRows + down_blocks_)};
-    float* results = scratch.floats(std::size_t(group.hidden.result_rows()) * down_rows());
+    float* results = scratch.floats(std::size_t(group.hidden.filled_rows()) * down_rows());
     group.hidden.multiply(m, blocks, {results, static_cast<std::size_t>(down_rows())});
     add_bias(job_.kernels, job_.weights.down_bias, std::size_t(group.index) * job_.layer.hidden + first, count, results,
              group.hidden.rows(), down_rows());

@@ -25,8 +25,8 @@ struct Rows {
 };
 
 struct Run {
-  Rounding linear, gate_up, down;  // of what goes into them
-  int threads;                     // at least 1
+  Rounding first, second;  // of what goes into a layer, and into an expert's second one
+  int threads;             // at least 1
 };
 
 // Of any float dtype; `data` is nullptr where there is none.

@@ -1,8 +1,8 @@
 // Activation rows made ready for the kernels: quantized into panels, or padded floats. Knows which kernel to call.
 //
 // One int8 number leaves about 0.6 % of a normally distributed activation behind where 64 share a scale, and more where
-// tails are long. With two planes, an activation is the sum of two of them: the second one, a row of its own for the
-// kernels, is what the first leaves. That costs a second product and takes the error below that of float16.
+// tails are long. With spills the few largest have two or more, so that the scale need not make room for them
+// (docs/decisions/0007-int8-activations.md).
 
 #pragma once
 
@@ -41,11 +41,10 @@ class Buffer {
 
 // How activations are rounded.
 struct Rounding {
-  int planes;        // int8 numbers for each: 1, 2, or 0 for float32
-  int most_columns;  // that share a scale in `many`, 32 or more
+  bool exact;   // not at all
+  int stretch;  // columns of four parts with a scale each, 32 or 64, where rows are few
+  int spills;   // of 128 columns, where rows are many; a group has at least one, unless there are none
 };
-
-constexpr Rounding kExact{0, 0};
 
 class Prepared {
  public:
@@ -58,37 +57,34 @@ class Prepared {
 
   int rows() const { return rows_; }
   // Rows that `fill` must be called for: some kernels want rows of zeros after the real ones.
-  int filled_rows() const { return code_rows_ / planes_; }
-  // Rows that `multiply` needs room for.
-  int result_rows() const { return code_rows_; }
+  int filled_rows() const { return filled_rows_; }
 
   // Columns first .. first + count - 1 of a row, `first` at the start of a group, `count` whole groups or up to the last
   // column. Zeros for x = nullptr.
   void fill(int row, const float* x, int first, int count);
 
-  // Row blocks of `m` times all rows; row t of the result is in row t of `out`, which has room for result_rows() rows.
+  // Row blocks of `m` times all rows; row t of the result is in row t of `out`, which has room for filled_rows() rows.
   void multiply(const Matrix& m, Blocks blocks, Output out) const;
 
  private:
   enum class Kernel { few, many, exact };
 
   int panel_of(int row) const;
-  int parts() const { return kernel_ == Kernel::few ? kParts : 1; }
   void fill_exact(int row, const float* x, int first, int count);
-  void fill_planes(int row, const float* x, int first, int count);
-  void quantize(int code_row, const float* x, int first_group, int groups, int count, float* rest);
   void multiply_few(const Matrix& m, Blocks blocks, Output out) const;
   void multiply_exact(const Matrix& m, Blocks blocks, Output out) const;
-  void add_planes(Blocks blocks, Output out) const;
   std::size_t scale_count() const;
+  Panel panel_at(int row) const;
 
   const Kernels* kernels_;
-  Matrix like_;  // its groups are those of the activations
-  int rows_, planes_, code_rows_, panel_;
+  Matrix like_;
+  int rows_, filled_rows_, panel_;
   Kernel kernel_;
+  Cut cut_{};
   std::int8_t* codes_ = nullptr;
   float* scales_ = nullptr;
   float* sums_ = nullptr;
+  std::uint8_t* spilled_ = nullptr;
   float* values_ = nullptr;
 };
 

@@ -9,15 +9,14 @@ namespace moesaic {
 namespace {
 
 struct Avx2 {
-  static constexpr int lanes = 8, units = 2, few_units = 2, pair_units = 2, few_rows = 2, panel_rows = 4;
-  static constexpr int few_pays = 7, few_pays_planes = 4;
+  static constexpr int lanes = 8, units = 2, few_units = 2, few_rows = 2, panel_rows = 4, few_pays = 5;
   static constexpr bool whole_bytes = false;
 
   using Codes = __m256i;
   using Floats = __m256;
   using Ints = __m256i;
 
-  static void narrow(const Ints4 (&quads)[kParts], std::int8_t* to) {
+  static void narrow(const Ints4 (&quads)[kQuads], std::int8_t* to) {
     const __m128i low = _mm_packs_epi32((__m128i)quads[0], (__m128i)quads[1]);
     const __m128i high = _mm_packs_epi32((__m128i)quads[2], (__m128i)quads[3]);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(low, high));
@@ -78,31 +77,32 @@ struct Avx2 {
   }
   static __m256i pairs(__m256i halves) { return _mm256_madd_epi16(halves, _mm256_set1_epi16(1)); }
 
-  // Codes up to 15, weights of in-place codes included. A quad adds at most 2 * 127 * code to a 16-bit sum.
+  // Codes up to 15, weights of in-place codes included. A quad adds at most 2 * 128 * code to a 16-bit sum.
   template <int bits>
   struct Dot {
     using Acc = __m256i;
-    static constexpr int span = bits <= 2 ? 32 : bits == 3 ? 16 : 8;
+    static constexpr int span = bits <= 2 ? kMostQuads : bits == 3 ? 18 : 8;
     static constexpr float magic = 0;
     static Acc start() { return _mm256_setzero_si256(); }
-    static void add(Acc& acc, Codes codes, const std::int8_t* quad) {
+    static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {
       acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, broadcast(quad)));
     }
     static Ints widen(Acc acc) { return pairs(acc); }
     static Floats value(Acc acc) { return floats(widen(acc)); }
     static Floats scaled(Acc acc, float scale, float) { return mul(value(acc), fill(scale)); }
   };
-  static void keep_alive(Ints& acc) { __asm__ volatile("" : "+x"(acc)); }
+  static MOESAIC_INLINE void keep_alive(Ints& v) { __asm__ volatile("" : "+x"(v)); }
+  static MOESAIC_INLINE void keep_alive(Floats& v) { __asm__ volatile("" : "+x"(v)); }
 };
 
 // Eight bits as two times four.
 template <>
 struct Avx2::Dot<8> {
   using Acc = __m256i;
-  static constexpr int span = 32;
+  static constexpr int span = kMostQuads;
   static constexpr float magic = 0;
   static Acc start() { return _mm256_setzero_si256(); }
-  static void add(Acc& acc, Codes codes, const std::int8_t* quad) {
+  static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {
     const __m256i four = broadcast(quad);
     const __m256i low = pairs(_mm256_maddubs_epi16(keep<15>(codes), four));
     const __m256i high = pairs(_mm256_maddubs_epi16(keep<15>(down<4>(codes)), four));

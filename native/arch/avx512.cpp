@@ -14,15 +14,14 @@ namespace moesaic {
 namespace {
 
 struct Avx512 {
-  static constexpr int lanes = 16, units = 2, few_units = 1, pair_units = 1, few_rows = 4, panel_rows = 12;
-  static constexpr int few_pays = 64, few_pays_planes = 16;
+  static constexpr int lanes = 16, units = 2, few_units = 1, few_rows = 4, panel_rows = 12, few_pays = 32;
   static constexpr bool whole_bytes = true;
 
   using Codes = __m512i;
   using Floats = __m512;
   using Ints = __m512i;
 
-  static void narrow(const Ints4 (&quads)[kParts], std::int8_t* to) {
+  static void narrow(const Ints4 (&quads)[kQuads], std::int8_t* to) {
     const __m128i low = _mm_packs_epi32((__m128i)quads[0], (__m128i)quads[1]);
     const __m128i high = _mm_packs_epi32((__m128i)quads[2], (__m128i)quads[3]);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(low, high));
@@ -73,15 +72,15 @@ struct Avx512 {
   static Ints sum(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Floats floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 
-  // Accumulators start at the bits of the float 1.5 * 2^23. Sums of products stay below 2^22 in magnitude (255 * 127
-  // * 128), so that they count in the float's last place: the accumulator is a float already, without a conversion, and
+  // Accumulators start at the bits of the float 1.5 * 2^23. Sums of products stay below 2^22 in magnitude (see
+  // `most_code`), so that they count in the float's last place: the accumulator is a float already, without a conversion, and
   // one multiply-add makes it scale * (acc - start). That is exact up to one rounding, for scales of 12 bits.
   struct Products {
     using Acc = __m512i;
-    static constexpr int span = 32;
+    static constexpr int span = kMostQuads;
     static constexpr float magic = 12582912.0f;
     static Acc start() { return _mm512_set1_epi32(0x4B400000); }
-    static void add(Acc& acc, Codes codes, const std::int8_t* quad) {
+    static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {
       std::int32_t four;
       std::memcpy(&four, quad, sizeof four);
       acc = _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
@@ -94,9 +93,11 @@ struct Avx512 {
   template <int bits>
   using Dot = Products;
 #ifdef MOESAIC_EMULATE_AVX512
-  static void keep_alive(Ints& acc) { __asm__ volatile("" : "+m"(acc)); }
+  static MOESAIC_INLINE void keep_alive(Ints& v) { __asm__ volatile("" : "+m"(v)); }
+  static MOESAIC_INLINE void keep_alive(Floats& v) { __asm__ volatile("" : "+m"(v)); }
 #else
-  static void keep_alive(Ints& acc) { __asm__ volatile("" : "+v"(acc)); }
+  static MOESAIC_INLINE void keep_alive(Ints& v) { __asm__ volatile("" : "+v"(v)); }
+  static MOESAIC_INLINE void keep_alive(Floats& v) { __asm__ volatile("" : "+v"(v)); }
 #endif
 };
 

@@ -6,8 +6,7 @@ namespace moesaic {
 namespace {
 
 struct Generic {
-  static constexpr int lanes = kBlockRows, units = 1, few_units = 1, pair_units = 1, few_rows = 1, panel_rows = 4;
-  static constexpr int few_pays = 4, few_pays_planes = 4;
+  static constexpr int lanes = kBlockRows, units = 1, few_units = 1, few_rows = 1, panel_rows = 4, few_pays = 4;
   static constexpr bool whole_bytes = true;
 
   struct Codes {
@@ -27,8 +26,8 @@ struct Generic {
     return result;
   }
 
-  static void narrow(const Ints4 (&quads)[kParts], std::int8_t* to) {
-    for (int i = 0; i < kParts * kQuad; ++i) to[i] = static_cast<std::int8_t>(quads[i / kQuad][i % kQuad]);
+  static void narrow(const Ints4 (&quads)[kQuads], std::int8_t* to) {
+    for (int i = 0; i < kQuads * kQuad; ++i) to[i] = saturated(quads[i / kQuad][i % kQuad]);
   }
   static Codes load(const std::uint8_t* from) {
     Codes codes;
@@ -103,12 +102,12 @@ struct Generic {
 
   struct Products {
     using Acc = Ints;
-    static constexpr int span = 32;
+    static constexpr int span = kMostQuads;
     static constexpr float magic = 0;
     static Acc start() {
       return each<Ints>([](int) { return 0; });
     }
-    static void add(Acc& acc, const Codes& codes, const std::int8_t* quad) {
+    static MOESAIC_INLINE void add(Acc& acc, const Codes& codes, const std::int8_t* quad) {
       for (int i = 0; i < lanes; ++i) {
         for (int c = 0; c < kQuad; ++c) acc.lane[i] += std::int32_t{codes.byte[kQuad * i + c]} * quad[c];
       }
@@ -118,7 +117,8 @@ struct Generic {
   };
   template <int bits>
   using Dot = Products;
-  static void keep_alive(Ints& acc) { __asm__ volatile("" : "+m"(acc)); }
+  static MOESAIC_INLINE void keep_alive(Ints& v) { __asm__ volatile("" : "+m"(v)); }
+  static MOESAIC_INLINE void keep_alive(Floats& v) { __asm__ volatile("" : "+m"(v)); }
 };
 
 constexpr Kernels kTable = table<Generic>("generic");

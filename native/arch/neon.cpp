@@ -9,18 +9,17 @@ namespace moesaic {
 namespace {
 
 struct Neon {
-  static constexpr int lanes = 4, units = 4, few_units = 4, pair_units = 2, few_rows = 2, panel_rows = 4;
-  static constexpr int few_pays = 4, few_pays_planes = 4;
+  static constexpr int lanes = 4, units = 4, few_units = 4, few_rows = 2, panel_rows = 4, few_pays = 4;
   static constexpr bool whole_bytes = false;
 
   using Codes = uint8x16_t;
   using Floats = float32x4_t;
   using Ints = int32x4_t;
 
-  static void narrow(const Ints4 (&quads)[kParts], std::int8_t* to) {
-    const int16x8_t low = vcombine_s16(vmovn_s32((Ints)quads[0]), vmovn_s32((Ints)quads[1]));
-    const int16x8_t high = vcombine_s16(vmovn_s32((Ints)quads[2]), vmovn_s32((Ints)quads[3]));
-    vst1q_s8(to, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+  static void narrow(const Ints4 (&quads)[kQuads], std::int8_t* to) {
+    const int16x8_t low = vcombine_s16(vqmovn_s32((Ints)quads[0]), vqmovn_s32((Ints)quads[1]));
+    const int16x8_t high = vcombine_s16(vqmovn_s32((Ints)quads[2]), vqmovn_s32((Ints)quads[3]));
+    vst1q_s8(to, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
   }
   static Codes load(const std::uint8_t* from) { return vld1q_u8(from); }
   static void store(std::uint8_t* to, Codes codes) { vst1q_u8(to, codes); }
@@ -73,25 +72,26 @@ struct Neon {
   template <int bits>
   struct Dot {
     using Acc = int32x4_t;
-    static constexpr int span = 32;
+    static constexpr int span = kMostQuads;
     static constexpr float magic = 0;
     static Acc start() { return vdupq_n_s32(0); }
-    static void add(Acc& acc, Codes codes, const std::int8_t* quad) {
+    static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {
       acc = vdotq_s32(acc, vreinterpretq_s8_u8(codes), broadcast(quad));
     }
     static Floats value(Acc acc) { return floats(acc); }
     static Floats scaled(Acc acc, float scale, float) { return mul(floats(acc), fill(scale)); }
   };
-  static void keep_alive(Ints& acc) { __asm__ volatile("" : "+w"(acc)); }
+  static MOESAIC_INLINE void keep_alive(Ints& v) { __asm__ volatile("" : "+w"(v)); }
+  static MOESAIC_INLINE void keep_alive(Floats& v) { __asm__ volatile("" : "+w"(v)); }
 };
 
 template <>
 struct Neon::Dot<8> {
   using Acc = int32x4_t;
-  static constexpr int span = 32;
+  static constexpr int span = kMostQuads;
   static constexpr float magic = 0;
   static Acc start() { return vdupq_n_s32(0); }
-  static void add(Acc& acc, Codes codes, const std::int8_t* quad) {
+  static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {
     const int8x16_t four = broadcast(quad);
     const Ints high = vdotq_s32(start(), vreinterpretq_s8_u8(down<4>(codes)), four);
     acc = vaddq_s32(vdotq_s32(acc, vreinterpretq_s8_u8(keep<15>(codes)), four), vshlq_n_s32(high, 4));

@@ -19,12 +19,14 @@ MOESAIC_INLINE To bits_as(From value) {
 // ---------------------------------------------------------------------------------------------------------------------
 // int8 activations
 //
-// In vectors of one quad, so that a part has vectors of its own; every CPU has them.
+// In vectors of one quad and of four; compilers cut them up for CPUs that have shorter ones.
 
 using Floats4 = float __attribute__((vector_size(4 * kQuad)));
 using Words4 = std::uint32_t __attribute__((vector_size(4 * kQuad)));
 using Ints4 = std::int32_t __attribute__((vector_size(4 * kQuad)));
+using Words16 = std::uint32_t __attribute__((vector_size(16 * kQuad)));
 
+constexpr int kQuads = 4;  // that are gone through together
 constexpr std::uint32_t kInfinity = 0x7F800000, kTiny = 0x0D800000;  // bits of 2^-100: what is smaller counts as zero
 constexpr float kRounder = 12582912.0f;                              // 1.5 * 2^23: adding it rounds to whole numbers
 
@@ -43,94 +45,213 @@ MOESAIC_INLINE Vector loaded(const Element* from) {
   return v;
 }
 
-struct Grid {
-  float scale, inverse;
+// Bits compare like magnitudes, NaN above all.
+MOESAIC_INLINE Words16 magnitudes(const float* x) { return loaded<Words16>(x) & 0x7FFFFFFFu; }
+
+// Each quad of four, brought together: op(op(0, 1), op(2, 3)) of its numbers.
+template <class Vector4, class Vector16, class Op>
+MOESAIC_INLINE Vector4 together(const Vector16& v, Op&& op) {
+  Vector4 quad[kQuads];
+  std::memcpy(quad, &v, sizeof v);
+  const auto halves = [&](Vector4 a, Vector4 b) MOESAIC_INLINE_LAMBDA {
+    return op(__builtin_shufflevector(a, b, 0, 4, 2, 6), __builtin_shufflevector(a, b, 1, 5, 3, 7));
+  };
+  const Vector4 first = halves(quad[0], quad[1]), last = halves(quad[2], quad[3]);
+  return op(__builtin_shufflevector(first, last, 0, 1, 4, 5), __builtin_shufflevector(first, last, 2, 3, 6, 7));
+}
+
+MOESAIC_INLINE Words4 largest_of_each(const Words16& v) { return together<Words4>(v, larger); }
+
+MOESAIC_INLINE Floats4 sum_of_each(const Floats4 (&v)[kQuads]) {
+  return together<Floats4>(v, [](Floats4 a, Floats4 b) MOESAIC_INLINE_LAMBDA { return a + b; });
+}
+
+// Says which quads have spills, and what the largest magnitude is that a single code then has to stand for: each spill
+// goes to the quad with the largest share so far, which makes the largest share as small as can be.
+template <int vectors>
+MOESAIC_INLINE std::uint32_t choose_spills(const Words4 (&tops)[vectors], int spills, int panel, std::uint8_t* spilled) {
+  constexpr std::uint32_t number = 31;  // the last bits of a key are the quad's; the first ones its share's
+  Words4 keys[vectors];
+  for (int v = 0; v < vectors; ++v) keys[v] = (tops[v] & ~number) | (Words4{0, 1, 2, 3} + std::uint32_t(kQuads * v));
+  const auto top_key = [&] {
+    Words4 top = keys[0];
+    for (int v = 1; v < vectors; ++v) top = larger(top, keys[v]);
+    return largest_of(top);
+  };
+  for (int e = 0; e < spills; ++e) {
+    const std::uint32_t key = top_key(), quad = key & number;
+    float shares = 2;
+    for (int before = 0; before < e; ++before) shares += spilled[before * panel] == quad ? 1.0f : 0.0f;
+    spilled[e * panel] = static_cast<std::uint8_t>(quad);
+    const float share = bits_as<float>(std::uint32_t{tops[quad / kQuads][quad % kQuads]}) / shares;
+    const Words4 next = Words4{} + ((bits_as<std::uint32_t>(share) & ~number) | quad);
+    for (auto& some : keys) some = some == key ? next : some;
+  }
+  return top_key() & ~number;
+}
+
+// The largest code: 127, or less where sums of products, spills among them, would reach 2^22 in magnitude.
+inline float most_code(const Matrix& like, int spills) {
+  const int most = ((1 << 22) - 1) / (((1 << like.bits) - 1) * (like.group + kQuad * spills));
+  return static_cast<float>(most < 127 ? most : 127);
+}
+
+// The grids of four quads.
+struct Grids {
+  Floats4 scale, inverse;
 };
 
-// The grid of codes -127 .. 127 for magnitudes whose bits are at most `top`. The scale is rounded up to 12 significant
-// bits: its product with an accumulator's start is then exact.
-MOESAIC_INLINE Grid grid_of(std::uint32_t top) {
-  if (top >= kInfinity) return {__builtin_nanf(""), 0};
-  if (top < kTiny) return {0, 0};
-  const float scale = bits_as<float>((bits_as<std::uint32_t>(bits_as<float>(top) / 127.0f) + 0xFFFu) & ~0xFFFu);
-  return {scale, 1.0f / scale};
+// Grids whose largest codes stand for magnitudes whose bits are `tops`. Scales are rounded up to 12 significant bits:
+// their products with an accumulator's start are then exact.
+MOESAIC_INLINE Grids grids_of(Words4 tops, float most) {
+  const Words4 raised = (bits_as<Words4>(bits_as<Floats4>(tops) / most) + 0xFFFu) & ~0xFFFu;
+  const Words4 nan = Words4{} + 0x7FC00000u, none{};
+  const auto is_tiny = tops < kTiny, is_infinite = tops >= kInfinity;
+  const Words4 scale = is_infinite ? nan : is_tiny ? none : raised;
+  const Floats4 inverse = 1.0f / bits_as<Floats4>(raised);
+  return {bits_as<Floats4>(scale), bits_as<Floats4>(is_infinite | is_tiny ? none : bits_as<Words4>(inverse))};
 }
 
-// The grids of the parts of a group; with one part, that of all its columns for every part.
-MOESAIC_INLINE void grids_of_group(const float* x, int group, int parts, Grid (&grids)[kParts]) {
-  Words4 tops[kParts] = {};
-  for (int k = 0; k < group; k += kParts * kQuad) {
-    for (int s = 0; s < kParts; ++s) {  // bits compare like the magnitudes, NaN above all
-      tops[s] = larger(tops[s], loaded<Words4>(x + k + kQuad * s) & 0x7FFFFFFFu);
-    }
-  }
-  if (parts == 1) {
-    grids[0] = grid_of(largest_of(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]))));
-    for (int s = 1; s < kParts; ++s) grids[s] = grids[0];
-  } else {
-    for (int s = 0; s < kParts; ++s) grids[s] = grid_of(largest_of(tops[s]));
-  }
+// x in units of a scale, plus kRounder.
+template <class Vector, class Inverse>
+MOESAIC_INLINE Vector rounded(const float* x, Inverse inverse) {
+  return loaded<Vector>(x) * inverse + kRounder;
 }
 
-// Writes the codes of one group, sums up each part's, and says what they leave of x.
+MOESAIC_INLINE std::int8_t saturated(std::int32_t value) {
+  return static_cast<std::int8_t>(value < -128 ? -128 : value > 127 ? 127 : value);
+}
+
+// Writes the codes of four quads, what does not fit cut off. Adds what they stand for without the cut to `sum`.
 template <class V>
-MOESAIC_INLINE void encode_group(const float* x, int group, const Grid (&grids)[kParts], int panel,
-                                 std::int8_t* codes, std::int32_t (&sums)[kParts], float* rest) {
-  Words4 total[kParts] = {};  // unsigned: what becomes of NaN and infinity may wrap around, and its scale is NaN
-  for (int k = 0; k < group; k += kParts * kQuad) {
-    Ints4 rounded[kParts];
-    for (int s = 0; s < kParts; ++s) {
-      const Floats4 values = loaded<Floats4>(x + k + kQuad * s);
-      const Floats4 shifted = values * grids[s].inverse + kRounder;
-      rounded[s] = bits_as<Ints4>(shifted) - bits_as<std::int32_t>(kRounder);
-      total[s] += bits_as<Words4>(rounded[s]);
-      if (rest) {
-        const Floats4 left = values - (shifted - kRounder) * grids[s].scale;
-        std::memcpy(rest + k + kQuad * s, &left, sizeof left);
+MOESAIC_INLINE void encode(const float* x, const Grids& grids, int panel, std::int8_t* codes, Floats4& sum) {
+  Ints4 quads[kQuads];
+  unrolled<kQuads>([&](auto s) {
+    const auto found = rounded<Floats4>(x + kQuad * s, grids.inverse[int{s}]);
+    quads[s] = bits_as<Ints4>(bits_as<Words4>(found) - bits_as<std::uint32_t>(kRounder));
+    sum += (found - kRounder) * grids.scale[int{s}];
+  });
+  if (panel == 1) {
+    V::narrow(quads, codes);
+  } else {
+    std::int8_t bytes[kQuads * kQuad];
+    V::narrow(quads, bytes);
+    for (int s = 0; s < kQuads; ++s) std::memcpy(codes + kQuad * s * panel, bytes + kQuad * s, kQuad);
+  }
+}
+
+// What does not fit into the codes of the quads that have spills.
+MOESAIC_INLINE void encode_spills(const float* x, float inverse, int spills, const std::uint8_t* spilled, int panel,
+                                  std::int8_t* codes) {
+  for (int e = 0; e < spills; ++e) {
+    const auto found = rounded<Floats4>(x + kQuad * spilled[e * panel], inverse);
+    Ints4 left = bits_as<Ints4>(bits_as<Words4>(found) - bits_as<std::uint32_t>(kRounder));
+    std::int8_t taken[kQuad];
+    for (int c = 0; c < kQuad; ++c) {
+      left[c] -= saturated(left[c]);
+      for (int before = 0; before < e; ++before) {
+        if (spilled[before * panel] == spilled[e * panel]) left[c] -= saturated(left[c]);
       }
+      taken[c] = saturated(left[c]);
     }
-    std::int8_t bytes[kParts * kQuad];
-    V::narrow(rounded, panel == 1 ? codes + k : bytes);
-    for (int s = 0; panel != 1 && s < kParts; ++s) {
-      std::memcpy(codes + (k + kQuad * s) * panel, bytes + kQuad * s, kQuad);
-    }
+    std::memcpy(codes + kQuad * e * panel, taken, kQuad);
   }
-  for (int s = 0; s < kParts; ++s) {
-    sums[s] = static_cast<std::int32_t>((total[s][0] + total[s][1]) + (total[s][2] + total[s][3]));
+}
+
+constexpr int kTries = 4;  // grids of a part. The best of four is off by a sixth less than any one.
+
+// For each part of a stretch the grid that is least off, of those whose largest codes are 127, 126, ... The numbers of
+// a part are so few that luck counts, and a grid costs nothing where the codes are multiplied.
+template <int stretch>
+MOESAIC_INLINE Grids best_grids(const float* x) {
+  constexpr int step = kQuads * kQuad, steps = stretch / step;
+  Words16 top = magnitudes(x);
+  unrolled<steps - 1>([&](auto i) {
+    const Words16 some = magnitudes(x + step * (i + 1));
+    top = some > top ? some : top;
+  });
+  const Words4 tops = largest_of_each(top);
+  Grids best{};
+  Floats4 least{};
+  unrolled<kTries>([&](auto i) {
+    const Grids grids = grids_of(tops, 127 - i);
+    Floats4 squares[kQuads] = {};
+    unrolled<steps * kQuads>([&](auto q) {
+      const float inverse = grids.inverse[int{q} % kQuads];
+      const float* quad = x + kQuad * q;
+      const Floats4 off = loaded<Floats4>(quad) * inverse - (rounded<Floats4>(quad, inverse) - kRounder);
+      squares[q % kQuads] += off * off;
+    });
+    const Floats4 error = sum_of_each(squares) * grids.scale * grids.scale;
+    const auto is_better = i == 0 ? Ints4{} == 0 : error < least;
+    least = is_better ? error : least;
+    best.scale = is_better ? grids.scale : best.scale;
+    best.inverse = is_better ? grids.inverse : best.inverse;
+  });
+  return best;
+}
+
+// One group for `few`. `weights` take back those of its in-place codes.
+template <class V>
+MOESAIC_INLINE Floats4 quantize_parts(const float* x, int group, int stretch, Floats4 weights, int panel,
+                                      std::int8_t* codes, float* scales) {
+  constexpr int step = kQuads * kQuad;
+  Floats4 sum{};
+  for (int first = 0; first < group; first += stretch) {
+    const Grids grids = stretch == 32 ? best_grids<32>(x + first) : best_grids<64>(x + first);
+    for (int k = first; k < first + stretch; k += step) encode<V>(x + k, grids, panel, codes + k * panel, sum);
+    const Floats4 scale = grids.scale * weights;
+    std::memcpy(scales + std::ptrdiff_t{first / stretch} * kParts * panel, &scale, sizeof scale);
   }
+  return sum;
+}
+
+// One group for `many`.
+template <class V, class Group>
+MOESAIC_INLINE Floats4 quantize_spills(const float* x, Group group, int spills, float most, int panel,
+                                       std::int8_t* codes, float* scale, std::uint8_t* spilled) {
+  constexpr int step = kQuads * kQuad, steps = group / step;
+  Words4 tops[steps];
+  for (int v = 0; v < steps; ++v) tops[v] = largest_of_each(magnitudes(x + step * v));
+  const Grids grids = grids_of(Words4{} + choose_spills(tops, spills, panel, spilled), most);
+  Floats4 sum{};
+  for (int v = 0; v < steps; ++v) encode<V>(x + step * v, grids, panel, codes + step * v * panel, sum);
+  encode_spills(x, grids.inverse[0], spills, spilled, panel, codes + group * panel);
+  *scale = grids.scale[0];
+  return sum;
 }
 
 // What takes back the weights of `few`'s in-place codes, per part.
 template <class V>
-void part_weights(int bits, float (&weights)[kParts]) {
+Floats4 part_weights(int bits) {
+  float weights[kParts] = {};
   chosen<1, 2, 3, 4, 8>(bits, [&](auto b) {
     unrolled<kParts>([&](auto s) { weights[s] = 1.0f / static_cast<float>(1 << weight_shift<V, b, false>(s)); });
   });
+  return loaded<Floats4>(weights);
 }
 
 template <class V>
-void quantize(const Matrix& like, const float* x, int columns, int groups, int parts, int panel, std::int8_t* codes,
-              float* scales, float* sums, float* rest) {
-  float weights[kParts] = {1, 1, 1, 1};
-  if (parts == kParts) part_weights<V>(like.bits, weights);
-  const float unit = zero_factor(like);
-  const int group = like.group;
-  float end[128] = {};  // the last columns, with the zeros that fill their group; or zeros alone
-  for (int j = 0; j < groups; ++j) {
-    const int left = columns - j * group;
-    const float* from = left < group ? end : x + std::ptrdiff_t{j} * group;
-    if (left <= 0) std::memset(end, 0, sizeof end);
-    if (left > 0 && left < group) std::memcpy(end, x + std::ptrdiff_t{j} * group, sizeof(float) * left);
-    Grid grids[kParts];
-    grids_of_group(from, group, parts, grids);
-    std::int32_t totals[kParts];
-    encode_group<V>(from, group, grids, panel, codes + std::ptrdiff_t{j} * group * panel, totals,
-                    rest ? rest + std::ptrdiff_t{j} * group : nullptr);
-    float sum = 0;
-    for (int s = 0; s < kParts; ++s) sum += grids[s].scale * static_cast<float>(totals[s]);
-    sums[std::ptrdiff_t{j} * panel] = unit * sum;
-    for (int s = 0; s < parts; ++s) scales[std::ptrdiff_t{j} * panel * parts + s] = grids[s].scale * weights[s];
-  }
+void quantize(const Matrix& like, const float* x, int columns, int groups, Cut cut, int panel, std::int8_t* codes,
+              float* scales, float* sums, std::uint8_t* spilled) {
+  const Floats4 weights = part_weights<V>(like.bits);
+  const float unit = zero_factor(like), most = most_code(like, cut.spills);
+  chosen<32, 64, 128>(like.group, [&](auto group) {
+    float end[group] = {};  // the last columns, with the zeros that fill their group; or zeros alone
+    for (int j = 0; j < groups; ++j) {
+      const int left = columns - j * group;
+      const float* from = left < group ? end : x + std::ptrdiff_t{j} * group;
+      if (left <= 0) std::memset(end, 0, sizeof end);
+      if (left > 0 && left < group) std::memcpy(end, x + std::ptrdiff_t{j} * group, sizeof(float) * left);
+      const Floats4 sum =
+          cut.stretch > 0 ? quantize_parts<V>(from, group, cut.stretch, weights, panel, codes, scales)
+                          : quantize_spills<V>(from, group, cut.spills, most, panel, codes, scales, spilled);
+      sums[std::ptrdiff_t{j} * panel] = unit * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+      codes += cut.codes(group) * panel;
+      scales += cut.scales(group) * panel;
+      spilled += cut.spills * panel;
+    }
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -430,9 +551,8 @@ void attend(const float* queries, int count, Keys all, Attended found, float* sc
 
 template <class V>
 constexpr Kernels table(const char* name, decltype(Kernels::attend) attend_here = attend<V>) {
-  return {name,     V::few_rows, {V::few_pays, V::few_pays_planes}, V::panel_rows, quantize<V>, few<V>, many<V>,
-          exact<V>, dense<V>,    rms_norm<V>, attend_here, activate, to_float, from_float, read_all<V>,
-          dot_products<V>};
+  return {name,     V::few_rows, V::few_pays, V::panel_rows, quantize<V>, few<V>,     many<V>,     exact<V>,
+          dense<V>, rms_norm<V>, attend_here, activate,      to_float,    from_float, read_all<V>, dot_products<V>};
 }
 
 }  // namespace

@@ -4,15 +4,14 @@
 //   Codes        unsigned bytes, 4 x lanes; load, store, keep<mask>, down<shift>, merge, column
 //   Floats       float32 x lanes; load, store, fill, from_bytes, add, mul, fma (ab + c), fnma (c - ab)
 //   Ints         int32 x lanes; sum, floats
-//   narrow       int32, which fit, to int8
+//   narrow       int32 to int8; the nearest one where it does not fit
 //   Dot<bits>    an accumulator `Acc` of products of quads: start, add, and after at most `span` additions value
 //                (Floats), scaled (value * scale) or widen (Ints). `magic` is what start puts below the products.
-//   keep_alive   an empty statement that changes an accumulator, for all the compiler knows
+//   keep_alive   an empty statement that changes Ints or Floats in a register, for all the compiler knows
 //   whole_bytes  whether add takes codes of up to 255; else up to 15, and Dot<8> looks after 8 bits itself
 //   units        vectors of rows that `many` multiplies together
 //   few_units    the same for `few` with a single activation row
-//   pair_units   and with two
-//   few_rows, few_pays, panel_rows   as in the table; few_pays_planes with two planes
+//   few_rows, few_pays, panel_rows   as in the table
 //
 // Everything is in an unnamed namespace: the files are compiled for different instruction sets, and a function
 // shared by the linker could end up with instructions that the CPU lacks.
@@ -81,38 +80,33 @@ MOESAIC_INLINE typename V::Codes field3(typename V::Codes low, typename V::Codes
                                                      V::template down<4 * half + s - 2 - weight>(high));
 }
 
-// Calls take(quad, part, codes) for every quad of `units` tiles that are gone through together; codes[u] belongs to tile
-// u, part is a compile-time constant, quad % 4. A tile is given by the first byte of the wanted lanes; its vectors
-// are 64 bytes apart. `group` may be a Constant or an int.
+// Calls take(i, part, codes) for the quads of a stretch of 32 columns, number `stretch` of a group, of `units` tiles that
+// are gone through together; codes[u] belongs to tile u; i and part, i % 4, are compile-time constants. A tile is
+// given by the first byte of the wanted lanes; its vectors are 64 bytes apart. `group` may be a Constant or an int.
 template <class V, int bits, bool plain, int units, class Group, class Take>
-MOESAIC_INLINE void for_each_quad(const std::uint8_t* const (&tiles)[units], Group group, Take&& take) {
+MOESAIC_INLINE void for_each_quad(const std::uint8_t* const (&tiles)[units], Group group, int stretch, Take&& take) {
   typename V::Codes codes[units];
   if constexpr (bits == 3) {
-    for (int v = 0; v < group / 32; ++v) {
-      typename V::Codes highs[units];
-      unrolled<units>([&](auto u) { highs[u] = V::load(tiles[u] + 4 * group + 64 * v); });
-      unrolled<8>([&](auto i) {
-        constexpr int half = i / 4, s = i % 4;
-        unrolled<units>([&](auto u) {
-          const auto low = V::load(tiles[u] + 64 * (2 * v + half));
-          codes[u] = field3<V, half, s, weight_shift<V, bits, plain>(s)>(low, highs[u]);
-        });
-        take(8 * v + i, Constant<s>{}, codes);
+    typename V::Codes highs[units];
+    unrolled<units>([&](auto u) { highs[u] = V::load(tiles[u] + 4 * group + 64 * stretch); });
+    unrolled<kStretchQuads>([&](auto i) {
+      constexpr int half = i / 4, s = i % 4;
+      unrolled<units>([&](auto u) {
+        const auto low = V::load(tiles[u] + 64 * (2 * stretch + half));
+        codes[u] = field3<V, half, s, weight_shift<V, bits, plain>(s)>(low, highs[u]);
       });
-    }
+      take(i, Constant<s>{}, codes);
+    });
   } else {
-    constexpr int fields = 8 / bits;                      // quads in a vector
-    constexpr int vectors = fields < 4 ? 4 / fields : 1;  // vectors after which the parts repeat
-    for (int v = 0; v < group / 4 / fields; v += vectors) {
-      unrolled<vectors * fields>([&](auto i) {
-        constexpr int part = i % kParts;
-        for (int u = 0; u < units; ++u) {
-          const auto packed = V::load(tiles[u] + 64 * (v + i / fields));
-          codes[u] = field<V, bits, i % fields, weight_shift<V, bits, plain>(part)>(packed);
-        }
-        take(v * fields + i, Constant<part>{}, codes);
+    constexpr int fields = 8 / bits;  // quads in a vector
+    unrolled<kStretchQuads>([&](auto i) {
+      constexpr int part = i % kParts;
+      unrolled<units>([&](auto u) {
+        const auto packed = V::load(tiles[u] + 64 * (bits * stretch + i / fields));
+        codes[u] = field<V, bits, i % fields, weight_shift<V, bits, plain>(part)>(packed);
       });
-    }
+      take(i, Constant<part>{}, codes);
+    });
   }
 }
 
@@ -142,38 +136,56 @@ struct Unit {
   int block, lane;
 };
 
-// One group of `units` vectors of rows, times `rows` activation rows.
-template <class V, int bits, int rows, int units, class Group>
-MOESAIC_INLINE void few_tiles(Group group, const std::uint8_t* const (&tiles)[units],
-                              const std::uint8_t* const (&parameters)[units], bool symmetric,
-                              const std::int8_t* quads, const float* scales, const float* sums,
+// One group of `units` vectors of rows, times `rows` activation rows; `x` is what they have for this group.
+template <class V, int bits, int rows, int units, class Group, class Stretch>
+MOESAIC_INLINE void few_tiles(Group group, Stretch stretch, const std::uint8_t* const (&tiles)[units],
+                              const std::uint8_t* const (&parameters)[units], bool symmetric, const Panel& x,
                               typename V::Floats (&total)[units][rows]) {
   using Dot = typename V::template Dot<bits>;
-  typename Dot::Acc dots[kParts][units][rows];
-  unrolled<kParts>([&](auto s) {
-    unrolled<units>([&](auto u) { unrolled<rows>([&](auto t) { dots[s][u][t] = Dot::start(); }); });
+  constexpr int chains = rows == 1 ? 4 : rows == 2 ? 2 : 1;  // of sums, so that they need not wait for each other
+  typename V::Floats value[chains][units][rows];
+  unrolled<chains>([&](auto c) {
+    unrolled<units>([&](auto u) { unrolled<rows>([&](auto t) { value[c][u][t] = V::fill(0); }); });
   });
-  for_each_quad<V, bits, false>(tiles, group, [&](int quad, auto part, const typename V::Codes(&codes)[units]) {
-    unrolled<rows>([&](auto t) {
-      unrolled<units>([&](auto u) { Dot::add(dots[part][u][t], codes[u], quads + kQuad * (quad * rows + t)); });
+  for (int i = 0; i < group / stretch; ++i) {
+    typename Dot::Acc dots[kParts][units][rows];
+    unrolled<kParts>([&](auto s) {
+      unrolled<units>([&](auto u) { unrolled<rows>([&](auto t) { dots[s][u][t] = Dot::start(); }); });
     });
-  });
+    unrolled<stretch / kStretch>([&](auto piece) {
+      const int number = i * (stretch / kStretch) + piece;
+      const std::int8_t* quads = x.codes + kStretch * rows * number;
+      for_each_quad<V, bits, false>(tiles, group, number, [&](auto q, auto part, const typename V::Codes(&codes)[units]) {
+        unrolled<rows>([&](auto t) {
+          unrolled<units>([&](auto u) { Dot::add(dots[part][u][t], codes[u], quads + kQuad * (q * rows + t)); });
+        });
+      });
+    });
+    const float* scales = x.scales + kParts * rows * i;
+    unrolled<units>([&](auto u) {
+      unrolled<rows>([&](auto t) {
+        unrolled<kParts>([&](auto s) {
+          auto& sum = value[s % chains][u][t];
+          sum = V::fma(Dot::value(dots[s][u][t]), V::fill(scales[kParts * t + s]), sum);
+        });
+      });
+    });
+  }
   unrolled<units>([&](auto u) {
     const auto scale = V::from_bytes(parameters[u]);
     unrolled<rows>([&](auto t) {
-      auto value = V::mul(Dot::value(dots[0][u][t]), V::fill(scales[kParts * t]));
-      unrolled<kParts - 1>([&](auto s) {
-        value = V::fma(Dot::value(dots[s + 1][u][t]), V::fill(scales[kParts * t + s + 1]), value);
-      });
-      value = less_zero<V>(value, symmetric ? nullptr : parameters[u] + kBlockRows, sums[t]);
-      total[u][t] = V::fma(value, scale, total[u][t]);
+      auto sum = value[0][u][t];
+      if constexpr (chains == 2) sum = V::add(sum, value[1][u][t]);
+      if constexpr (chains == 4) sum = V::add(V::add(sum, value[1][u][t]), V::add(value[2][u][t], value[3][u][t]));
+      const auto centred = less_zero<V>(sum, symmetric ? nullptr : parameters[u] + kBlockRows, x.sums[t]);
+      total[u][t] = V::fma(centred, scale, total[u][t]);
     });
   });
 }
 
 // All groups of `units` vectors of rows that begin at a lane of a block.
-template <class V, int bits, int rows, int units, class Group>
-void few_units(Group group, const Matrix& m, Panel x, int block, int lane, float* results, std::size_t stride) {
+template <class V, int bits, int rows, int units, class Group, class Stretch>
+void few_units(Group group, Stretch stretch, const Matrix& m, Panel x, int block, int lane, float* results, std::size_t stride) {
   const std::uint8_t *tiles[units], *parameters[units];
   typename V::Floats total[units][rows];
   for (int u = 0; u < units; ++u) {
@@ -189,8 +201,10 @@ void few_units(Group group, const Matrix& m, Panel x, int block, int lane, float
       for (int line = 0; line < 2 * group * bits; line += 64) __builtin_prefetch(tiles[u] + kPrefetchAhead + line);
       __builtin_prefetch(parameters[u] + 8 * m.parameter_bytes());
     }
-    few_tiles<V, bits, rows, units>(group, tiles, parameters, m.symmetric, x.codes + std::ptrdiff_t{j} * group * rows,
-                                    x.scales + j * rows * kParts, x.sums + j * rows, total);
+    few_tiles<V, bits, rows, units>(group, stretch, tiles, parameters, m.symmetric, x, total);
+    x.codes += group * rows;
+    x.scales += kParts * (group / stretch) * rows;
+    x.sums += rows;
     for (int u = 0; u < units; ++u) {
       tiles[u] += 2 * group * bits;
       parameters[u] += m.parameter_bytes();
@@ -204,39 +218,38 @@ void few_units(Group group, const Matrix& m, Panel x, int block, int lane, float
   }
 }
 
-template <class V, int bits, int rows, int units, class Group>
-void few_blocks(Group group, const Matrix& m, Panel x, Blocks blocks, Output out) {
+template <class V, int bits, int rows, int units, class Group, class Stretch>
+void few_blocks(Group group, Stretch stretch, const Matrix& m, Panel x, Blocks blocks, Output out) {
   constexpr int together = units * V::lanes < kBlockRows ? 1 : units * V::lanes / kBlockRows;
   constexpr int step = units * V::lanes < kBlockRows ? units * V::lanes : kBlockRows;
   for (int block = blocks.first; block + together <= blocks.last; block += together) {
     float* results = out.data + kBlockRows * (block - blocks.first);
     for (int lane = 0; lane < kBlockRows; lane += step) {
-      few_units<V, bits, rows, units>(group, m, x, block, lane, results, out.stride);
+      few_units<V, bits, rows, units>(group, stretch, m, x, block, lane, results, out.stride);
     }
   }
   if constexpr (together > 1) {
     const int left = (blocks.last - blocks.first) % together;
     const Output rest{out.data + kBlockRows * (blocks.last - left - blocks.first), out.stride};
-    few_blocks<V, bits, rows, kBlockRows / V::lanes>(group, m, x, {blocks.last - left, blocks.last}, rest);
+    few_blocks<V, bits, rows, kBlockRows / V::lanes>(group, stretch, m, x, {blocks.last - left, blocks.last}, rest);
   }
 }
 
-// One row, the case that matters most, and two, which are the planes of one, get code for every group size, and several
-// vectors of rows at once: more sums that do not wait for each other, and fewer loads of activations.
+// One row, the case that matters most, gets code for every group size, and several vectors of rows at once: more sums
+// that do not wait for each other, and fewer loads of activations.
 template <class V>
 void few(const Matrix& m, Panel x, int rows, Blocks blocks, Output out) {
   chosen<1, 2, 3, 4, 8>(m.bits, [&](auto bits) {
-    if (rows == 1) {
-      return chosen<32, 64, 128>(m.group, [&](auto group) { few_blocks<V, bits, 1, V::few_units>(group, m, x, blocks, out); });
-    }
-    if constexpr (V::few_rows > 1) {
-      if (rows == 2) {
-        return chosen<32, 64, 128>(m.group, [&](auto group) { few_blocks<V, bits, 2, V::pair_units>(group, m, x, blocks, out); });
+    chosen<32, 64>(x.cut.stretch, [&](auto stretch) {
+      if (rows == 1) {
+        chosen<32, 64, 128>(m.group, [&](auto group) {
+          if constexpr (stretch <= group) few_blocks<V, bits, 1, V::few_units>(group, stretch, m, x, blocks, out);
+        });
       }
-      unrolled<V::few_rows - 2>([&](auto t) {
-        if (rows == t + 3) few_blocks<V, bits, t + 3, 1>(m.group, m, x, blocks, out);
+      unrolled<V::few_rows - 1>([&](auto t) {
+        if (rows == t + 2) few_blocks<V, bits, t + 2, 1>(m.group, stretch, m, x, blocks, out);
       });
-    }
+    });
   });
 }
 
@@ -264,9 +277,11 @@ void unpack(const Matrix& m, int block, int first_group, int groups, Unpacked<co
       for (int lane = 0; lane < kBlockRows; lane += V::lanes) {
         std::uint8_t* codes = to.codes + kBlockRows * m.group * count * j + 64 * b + kQuad * lane;
         const std::uint8_t* const tiles[] = {tile + kQuad * lane};
-        for_each_quad<V, bits, true>(tiles, m.group, [&](int quad, auto, const typename V::Codes(&value)[1]) {
-          V::store(codes + 64 * count * quad, value[0]);
-        });
+        for (int i = 0; i < m.group / kStretch; ++i) {
+          for_each_quad<V, bits, true>(tiles, m.group, i, [&](auto q, auto, const typename V::Codes(&value)[1]) {
+            V::store(codes + 64 * count * (kStretchQuads * i + q), value[0]);
+          });
+        }
         const auto scale = V::from_bytes(parameters + lane);
         const auto zero = m.symmetric ? V::fill(1) : V::from_bytes(parameters + kBlockRows + lane);
         V::store(&to.scale[j][kBlockRows * b + lane], scale);
@@ -282,7 +297,16 @@ MOESAIC_INLINE void from_memory(float (&numbers)[count]) {
   __asm__ volatile("" : "+m"(numbers));
 }
 
-// Integer products of one group: `units` vectors of rows times `rows` activation rows, at most `Dot::span` quads.
+// The activations of one tile: what `rows` rows of a panel have for one group.
+template <class V>
+struct TileRows {
+  const std::int8_t* quads;
+  const float *scales, *sums;
+  const std::uint8_t* spilled;
+  int count, spills;  // quads, and what spilled from some of them
+};
+
+// Integer products of `units` vectors of rows with `rows` activation rows: `count` quads from the given ones on.
 template <class V, class Dot, int units, int rows>
 MOESAIC_INLINE void multiply(const std::uint8_t* codes, const std::int8_t* quads, int count,
                              typename Dot::Acc (&dots)[rows][units]) {
@@ -301,87 +325,95 @@ MOESAIC_INLINE void multiply(const std::uint8_t* codes, const std::int8_t* quads
   }
 }
 
-// The same for columns that share scales, as floats times the activations' scales, with the `planes` rows of an activation
-// added up: take(t, u, value) for activation t.
-template <class V, class Dot, int planes, int units, int rows, class Take>
-MOESAIC_INLINE void group_product(const std::uint8_t* codes, const std::int8_t* quads, int count, const float* scales,
-                                  Take&& take) {
-  typename Dot::Acc dots[rows][units];
-  const auto take_all = [&](auto&& value_of) MOESAIC_INLINE_LAMBDA {
-    unrolled<rows / planes>([&](auto t) MOESAIC_INLINE_LAMBDA {
+// Adds those of the spills of a group, each with the quad that it belongs to.
+template <class V, class Dot, int units, int rows>
+MOESAIC_INLINE void add_spills(const std::uint8_t* codes, const TileRows<V>& x, typename Dot::Acc (&dots)[rows][units]) {
+  for (int e = 0; e < x.spills; ++e) {
+    unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA {
+      const std::uint8_t* from = codes + kQuad * V::lanes * units * x.spilled[e * V::panel_rows + t];
       unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA {
-        auto value = value_of(Constant<planes * t>{}, u);
-        if constexpr (planes == 2) value = V::add(value, value_of(Constant<2 * t + 1>{}, u));
-        take(t, u, value);
+        Dot::add(dots[t][u], V::load(from + kQuad * V::lanes * u), x.quads + kQuad * ((x.count + e) * V::panel_rows + t));
+        V::keep_alive(dots[t][u]);
       });
     });
+  }
+}
+
+// Products of a group as floats, times the activations' scales: ready() and then take(t, u, value).
+template <class V, class Dot, int units, int rows, class Ready, class Take>
+MOESAIC_INLINE void group_product(const std::uint8_t* codes, const TileRows<V>& x, Ready&& ready, Take&& take) {
+  const auto take_all = [&](auto&& value_of) MOESAIC_INLINE_LAMBDA {
+    ready();
+    unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA {
+      unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA { take(t, u, value_of(t, u)); });
+    });
   };
-  if constexpr (Dot::span >= 32) {
+  typename Dot::Acc dots[rows][units];
+  if constexpr (Dot::span >= kMostQuads) {
     alignas(64) float below[V::panel_rows];  // what the accumulators' start amounts to
-    for (int t = 0; t < rows; ++t) below[t] = -Dot::magic * scales[t];
+    for (int t = 0; t < rows; ++t) below[t] = -Dot::magic * x.scales[t];
     if constexpr (Dot::magic != 0) from_memory(below);
-    multiply<V, Dot, units, rows>(codes, quads, count, dots);
-    take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { return Dot::scaled(dots[t][u], scales[t], below[t]); });
+    multiply<V, Dot, units, rows>(codes, x.quads, x.count, dots);
+    add_spills<V, Dot, units, rows>(codes, x, dots);
+    take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { return Dot::scaled(dots[t][u], x.scales[t], below[t]); });
   } else {
+    constexpr int step = Dot::span / kStretchQuads * kStretchQuads;
     typename V::Ints wide[rows][units] = {};
-    for (int q = 0; q < count; q += Dot::span) {
-      const int step = count - q < Dot::span ? count - q : Dot::span;
-      multiply<V, Dot, units, rows>(codes + kQuad * V::lanes * units * q, quads + kQuad * V::panel_rows * q, step, dots);
+    for (int q = 0; q < x.count; q += step) {
+      multiply<V, Dot, units, rows>(codes + kQuad * V::lanes * units * q, x.quads + kQuad * V::panel_rows * q,
+                                    x.count - q < step ? x.count - q : step, dots);
       unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA {
         unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA { wide[t][u] = V::sum(wide[t][u], Dot::widen(dots[t][u])); });
       });
     }
-    take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { return V::mul(V::floats(wide[t][u]), V::fill(scales[t])); });
+    static_assert(Dot::span >= kMostSpills);
+    multiply<V, Dot, units, rows>(codes, x.quads, 0, dots);
+    add_spills<V, Dot, units, rows>(codes, x, dots);
+    take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA {
+      return V::mul(V::floats(V::sum(wide[t][u], Dot::widen(dots[t][u]))), V::fill(x.scales[t]));
+    });
   }
 }
 
-// Adds the share of columns that share scales to the results of `rows` rows of a panel. With the last ones of a group of
-// the matrix, its zeros are taken off: `pieces` rows of sums, one for each stretch of the group's columns.
-template <class V, class Dot, int planes, bool with_zeros, int units, int rows>
-void many_tile(const std::uint8_t* codes, const float* scale, const float* scaled_zero, int count, const std::int8_t* quads,
-               const float* scales, const float* sums, int pieces, Output out) {
-  alignas(64) float sum[rows / planes] = {};
-  for (int p = 0; with_zeros && p < pieces; ++p) {
-    for (int t = 0; t < rows; ++t) sum[t / planes] += sums[t - p * V::panel_rows];
-  }
-  from_memory(sum);
-  const auto add = [&](auto t, auto u, typename V::Floats value) MOESAIC_INLINE_LAMBDA {
-    float* at = out.data + t * out.stride + u * V::lanes;
-    auto so_far = V::load(at);
-    if constexpr (with_zeros) so_far = V::fnma(V::load(scaled_zero + u * V::lanes), V::fill(sum[t]), so_far);
-    V::store(at, V::fma(value, V::load(scale + u * V::lanes), so_far));
+// Adds the share of one group to the results of `rows` rows of a panel.
+template <class V, class Dot, int units, int rows>
+void many_tile(const std::uint8_t* codes, const float* scale, const float* scaled_zero, const TileRows<V>& x, Output out) {
+  alignas(64) float sums[rows];
+  for (int t = 0; t < rows; ++t) sums[t] = x.sums[t];
+  from_memory(sums);
+  typename V::Floats scales[units], zeros[units];  // in registers: they are wanted for every row
+  const auto ready = [&] MOESAIC_INLINE_LAMBDA {
+    unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA {
+      scales[u] = V::load(scale + u * V::lanes), zeros[u] = V::load(scaled_zero + u * V::lanes);
+      V::keep_alive(scales[u]), V::keep_alive(zeros[u]);
+    });
   };
-  group_product<V, Dot, planes, units, rows>(codes, quads, count, scales, add);
+  group_product<V, Dot, units, rows>(codes, x, ready, [&](auto t, auto u, typename V::Floats value) MOESAIC_INLINE_LAMBDA {
+    float* at = out.data + t * out.stride + u * V::lanes;
+    V::store(at, V::fma(value, scales[u], V::fnma(zeros[u], V::fill(sums[t]), V::load(at))));
+  });
 }
 
 // All rows times the unpacked groups first_group .. first_group + groups - 1.
-template <class V, class Dot, int planes, int count>
+template <class V, class Dot, int count>
 void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int groups, Panel x, int rows,
                 Output out) {
   constexpr int units = count * kBlockRows / V::lanes;
-  const int group = x.group, pieces = m.group / group;
+  const int codes = x.cut.codes(m.group), spills = x.cut.spills;  // of a row and group
   for (int row = 0; row < rows; row += V::panel_rows) {
     const int here = rows - row < V::panel_rows ? rows - row : V::panel_rows;
-    const std::ptrdiff_t group_row = (std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows) * pieces;
-    const std::int8_t* quads = x.codes + group_row * group;
-    const Output results{out.data + row / planes * out.stride, out.stride};
-    for (int j = 0; j < groups * pieces; ++j) {
+    const std::ptrdiff_t group_row = std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows;
+    const Output results{out.data + row * out.stride, out.stride};
+    for (int j = 0; j < groups; ++j) {
       const std::ptrdiff_t at = group_row + j * V::panel_rows;
-      const std::int8_t* later = x.codes + (at + std::ptrdiff_t{V::panel_rows} * m.groups * pieces) * group;
-      for (int line = 0; line < V::panel_rows * group; line += 64) __builtin_prefetch(later + line);  // of the next panel
+      const std::int8_t* later = x.codes + (at + std::ptrdiff_t{V::panel_rows} * m.groups) * codes;
+      for (int line = 0; line < V::panel_rows * codes; line += 64) __builtin_prefetch(later + line);  // of the next panel
+      const TileRows<V> tile{x.codes + at * codes, x.scales + at, x.sums + at, x.spilled + at * spills, m.group / kQuad, spills};
       unrolled<V::panel_rows / kRowStep>([&](auto step) {
         constexpr int tile_rows = kRowStep * (step + 1);
         if (here <= tile_rows && here > tile_rows - kRowStep) {
-          const auto tile = [&](auto with_zeros) {
-            many_tile<V, Dot, planes, with_zeros, units, tile_rows>(
-                w.codes + kBlockRows * count * group * j, w.scale[j / pieces], w.scaled_zero[j / pieces], group / kQuad,
-                quads + j * group * V::panel_rows, x.scales + at, x.sums + at, pieces, results);
-          };
-          if ((j + 1) % pieces == 0) {
-            tile(Constant<1>{});
-          } else {
-            tile(Constant<0>{});
-          }
+          many_tile<V, Dot, units, tile_rows>(w.codes + kBlockRows * count * m.group * j, w.scale[j], w.scaled_zero[j], tile,
+                                              results);
         }
       });
     }
@@ -390,16 +422,14 @@ void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int 
 
 template <class V, int bits, int count>
 void many_blocks(const Matrix& m, Panel x, int rows, int block, Output out) {
-  const int padded_rows = (rows + kRowStep - 1) / kRowStep * kRowStep, results = padded_rows / x.planes;
+  const int results = (rows + kRowStep - 1) / kRowStep * kRowStep;
   for (int t = 0; t < results; ++t) std::memset(out.data + t * out.stride, 0, sizeof(float) * kBlockRows * count);
   Unpacked<count> w;
   const int step = kChunk / m.group;
   for (int j = 0; j < m.groups; j += step) {
     const int groups = m.groups - j < step ? m.groups - j : step;
     unpack<V, bits, count>(m, block, j, groups, w);
-    chosen<1, 2>(x.planes, [&](auto planes) {
-      many_chunk<V, typename V::template Dot<bits>, planes, count>(m, w, j, groups, x, rows, out);
-    });
+    many_chunk<V, typename V::template Dot<bits>, count>(m, w, j, groups, x, rows, out);
   }
   for (int n = 0; n < kBlockRows * count; n += V::lanes) {
     const auto scale = V::from_bfloat16(m.row_scale + kBlockRows * block + n);
@@ -432,13 +462,15 @@ MOESAIC_INLINE void exact_tile(int group, const std::uint8_t* tile, typename V::
   typename V::Floats sum[rows];
   for (auto& row : sum) row = V::fill(0);
   const std::uint8_t* const tiles[] = {tile};
-  for_each_quad<V, bits, true>(tiles, group, [&](int quad, auto, const typename V::Codes(&codes)[1]) {
-    unrolled<kQuad>([&](auto c) {
-      const auto weight = V::fnma(V::fill(1), zero, V::template column<c>(codes[0]));
-      unrolled<rows>(
-          [&](auto t) { sum[t] = V::fma(weight, V::fill(x[t * x_stride + kQuad * quad + c]), sum[t]); });
+  for (int i = 0; i < group / kStretch; ++i) {
+    for_each_quad<V, bits, true>(tiles, group, i, [&](auto q, auto, const typename V::Codes(&codes)[1]) {
+      const float* from = x + kStretch * i + kQuad * q;
+      unrolled<kQuad>([&](auto c) {
+        const auto weight = V::fnma(V::fill(1), zero, V::template column<c>(codes[0]));
+        unrolled<rows>([&](auto t) { sum[t] = V::fma(weight, V::fill(from[t * x_stride + c]), sum[t]); });
+      });
     });
-  });
+  }
   unrolled<rows>([&](auto t) { total[t] = V::fma(scale, sum[t], total[t]); });
 }
 

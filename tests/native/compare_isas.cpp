@@ -37,8 +37,7 @@ void fill_blob(std::uint8_t* blob, std::size_t bytes, const Shape& s) {
 
 std::vector<float> product(const char* isa, const Matrix& m, const std::vector<float>& x, int rows, bool exact) {
   use_isa(isa);
-  const Rounding rounding = exact ? kExact : Rounding{1, 64};
-  const Run run{rounding, rounding, rounding, 2};
+  const Run run{{exact, 64, 3}, {exact, 32, 8}, 2};
   std::vector<float> out(static_cast<std::size_t>(rows) * m.rows);
   run_linear({{m, {nullptr, DType::float32}, out.data()}}, {x.data(), DType::float32, rows}, run);
   return out;
@@ -56,7 +55,7 @@ double difference(const std::vector<float>& a, const std::vector<float>& b) {
 // Whether so many rows stream the codes.
 bool streams(const char* isa, int rows) {
   use_isa(isa);
-  return rows <= kernels().few_pays[0];
+  return rows <= kernels().few_pays;
 }
 
 // The largest difference, as a share of what is allowed.

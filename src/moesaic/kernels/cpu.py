@@ -2,9 +2,10 @@
 
 Activations are quantized to int8 on the way in. Three precisions:
 
-- `"int8"`: one int8 number for each activation, two for those of an expert's second layer, whose tails are long.
-  The result of a layer is within 1 % of the exact one (docs/decisions/0007-int8-activations.md).
-- `"int8-single"`: one int8 number for each. A quarter less arithmetic with many rows, 1 to 2 % off.
+- `"int8"`: int8 numbers with a scale for every eight activations, or, with many rows, one for a group and second numbers
+  for the largest activations. The result of a layer is within 1 % of the exact one
+  (docs/decisions/0007-int8-activations.md).
+- `"int8-single"`: no second numbers and coarser scales. With many rows an eighth less time, 1 to 2 % off.
 - `"exact"`: float32.
 
 Works without the compiled module in the sense that `available()` says no; everything else then raises
