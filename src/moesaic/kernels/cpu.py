@@ -2,8 +2,8 @@
 
 Activations are quantized to int8 on the way in. Three precisions:
 
-- `"int8"`: int8 numbers with a scale for every eight activations, or, with many rows, one for a group and second numbers
-  for the largest activations. The result of a layer is within 1 % of the exact one
+- `"int8"`: int8 numbers with a scale for every eight activations or, with many rows, one for a group, and second
+  numbers for the largest activations. The result of a layer is within 1 % of the exact one
   (docs/decisions/0007-int8-activations.md).
 - `"int8-single"`: no second numbers and coarser scales. With many rows an eighth less time, 1 to 2 % off.
 - `"exact"`: float32.
