@@ -354,6 +354,18 @@ def test_int8_experts_stay_within_one_percent(isa: str, group: int, kind: str) -
 
 
 @needs_module
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_token_alone_is_what_it_is_beside_another(isa: str) -> None:
+    """Alone it is made ready once for all experts of a width, and with another one for each expert by itself."""
+    cpu.native().use_isa(isa)
+    layer = random_layer(((2, 3, 2, 3, 4), (3, 4, 2, 2, 4)), (200, 300))
+    x, index, weights = normal(2, 200), torch.tensor([[2, 0, 1, 4, 3]] * 2), torch.rand(2, 5)
+    together = cpu.experts(x, index, weights, layer)
+    for token in (slice(0, 1), slice(1, 2)):
+        assert relative(cpu.experts(x[token], index[token], weights[token], layer), together[token].double()) < EXACT
+
+
+@needs_module
 def test_no_expert_gives_zeros() -> None:
     """All places empty, and no places at all."""
     layer = random_layer(((2, 3), (3, 4)))
