@@ -34,6 +34,8 @@ static inline __m512i widened(const void* from) {
   return (__m512i)result;
 }
 
+static inline int saturated(int value, int most) { return value > most ? most : value < -most - 1 ? -most - 1 : value; }
+
 }  // namespace emulated
 
 static inline __m512i _mm512_loadu_si512(const void* from) { return emulated::loaded<__m512i>(from); }
@@ -45,19 +47,18 @@ static inline __m256i _mm256_loadu_si256(const __m256i* from) { return emulated:
 
 static inline void _mm_storeu_si128(__m128i* to, __m128i a) { std::memcpy(to, &a, sizeof a); }
 
-// Values fit: nothing to saturate.
 static inline __m128i _mm_packs_epi32(__m128i a, __m128i b) {
   std::int32_t wide[8];
   std::int16_t narrow[8];
   std::memcpy(wide, &a, sizeof a), std::memcpy(wide + 4, &b, sizeof b);
-  for (int i = 0; i < 8; ++i) narrow[i] = (std::int16_t)wide[i];
+  for (int i = 0; i < 8; ++i) narrow[i] = (std::int16_t)emulated::saturated(wide[i], 32767);
   return emulated::loaded<__m128i>(narrow);
 }
 static inline __m128i _mm_packs_epi16(__m128i a, __m128i b) {
   std::int16_t wide[16];
   std::int8_t narrow[16];
   std::memcpy(wide, &a, sizeof a), std::memcpy(wide + 8, &b, sizeof b);
-  for (int i = 0; i < 16; ++i) narrow[i] = (std::int8_t)wide[i];
+  for (int i = 0; i < 16; ++i) narrow[i] = (std::int8_t)emulated::saturated(wide[i], 127);
   return emulated::loaded<__m128i>(narrow);
 }
 
