@@ -355,7 +355,7 @@ class Batch {
     const auto is_few = [](const Group& group) { return group.x.rows() <= kFewRows; };
     if (!std::all_of(groups_.begin(), groups_.end(), is_few)) return kLeastDownBlocks;
     const int blocks = (job_.layer.hidden + kBlockRows - 1) / kBlockRows;
-    return std::clamp(blocks / (threads * kDownTasksPerThread), kLeastDownBlocks, kMostDownBlocks);
+    return std::clamp(blocks / kDownTasksPerThread / threads, kLeastDownBlocks, kMostDownBlocks);
   }
 
   int down_rows() const { return down_blocks_ * kBlockRows; }
