@@ -15,7 +15,7 @@ namespace moesaic {
 constexpr int kBlockRows = 16;  // rows of a tile
 constexpr int kQuad = 4;        // neighbouring columns that share a 32-bit lane
 constexpr int kParts = 4;       // of a stretch of columns; quad q belongs to part q % 4
-constexpr int kStretch = 32;     // columns that codes are unpacked for at a time
+constexpr int kStretch = 32;    // columns that codes are unpacked for at a time
 constexpr int kStretchQuads = kStretch / kQuad;
 constexpr int kMostSpills = 8;                         // of a group
 constexpr int kMostQuads = 128 / kQuad + kMostSpills;  // that are multiplied for a group

@@ -113,10 +113,7 @@ MOESAIC_INLINE Grids grids_of(Words4 tops, float most) {
 }
 
 // x in units of a scale, plus kRounder.
-template <class Vector, class Inverse>
-MOESAIC_INLINE Vector rounded(const float* x, Inverse inverse) {
-  return loaded<Vector>(x) * inverse + kRounder;
-}
+MOESAIC_INLINE Floats4 rounded(const float* x, float inverse) { return loaded<Floats4>(x) * inverse + kRounder; }
 
 MOESAIC_INLINE std::int8_t saturated(std::int32_t value) {
   return static_cast<std::int8_t>(value < -128 ? -128 : value > 127 ? 127 : value);
@@ -127,7 +124,7 @@ template <class V>
 MOESAIC_INLINE void encode(const float* x, const Grids& grids, int panel, std::int8_t* codes, Floats4& sum) {
   Ints4 quads[kQuads];
   unrolled<kQuads>([&](auto s) {
-    const auto found = rounded<Floats4>(x + kQuad * s, grids.inverse[int{s}]);
+    const Floats4 found = rounded(x + kQuad * s, grids.inverse[int{s}]);
     quads[s] = bits_as<Ints4>(bits_as<Words4>(found) - bits_as<std::uint32_t>(kRounder));
     sum += (found - kRounder) * grids.scale[int{s}];
   });
@@ -144,7 +141,7 @@ MOESAIC_INLINE void encode(const float* x, const Grids& grids, int panel, std::i
 MOESAIC_INLINE void encode_spills(const float* x, float inverse, int spills, const std::uint8_t* spilled, int panel,
                                   std::int8_t* codes) {
   for (int e = 0; e < spills; ++e) {
-    const auto found = rounded<Floats4>(x + kQuad * spilled[e * panel], inverse);
+    const Floats4 found = rounded(x + kQuad * spilled[e * panel], inverse);
     Ints4 left = bits_as<Ints4>(bits_as<Words4>(found) - bits_as<std::uint32_t>(kRounder));
     std::int8_t taken[kQuad];
     for (int c = 0; c < kQuad; ++c) {
@@ -179,7 +176,7 @@ MOESAIC_INLINE Grids best_grids(const float* x) {
     unrolled<steps * kQuads>([&](auto q) {
       const float inverse = grids.inverse[int{q} % kQuads];
       const float* quad = x + kQuad * q;
-      const Floats4 off = loaded<Floats4>(quad) * inverse - (rounded<Floats4>(quad, inverse) - kRounder);
+      const Floats4 off = loaded<Floats4>(quad) * inverse - (rounded(quad, inverse) - kRounder);
       squares[q % kQuads] += off * off;
     });
     const Floats4 error = sum_of_each(squares) * grids.scale * grids.scale;
