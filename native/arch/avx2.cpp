@@ -9,8 +9,8 @@ namespace moesaic {
 namespace {
 
 struct Avx2 {
-  static constexpr int lanes = 8, units = 2, few_units = 2, few_rows = 2, panel_rows = 4, few_pays = 5;
-  static constexpr bool whole_bytes = false;
+  static constexpr int lanes = 8, units = 2, few_units = 2, few_rows = 2, panel_rows = 4, few_pays = 3, wide = 8;
+  static constexpr bool whole_bytes = false, keeps_totals = false;
 
   using Codes = __m256i;
   using Floats = __m256;
@@ -77,11 +77,11 @@ struct Avx2 {
   }
   static __m256i pairs(__m256i halves) { return _mm256_madd_epi16(halves, _mm256_set1_epi16(1)); }
 
-  // Codes up to 15, weights of in-place codes included. A quad adds at most 2 * 128 * code to a 16-bit sum.
+  // Codes up to 15, weights of in-place codes included.
   template <int bits>
   struct Dot {
     using Acc = __m256i;
-    static constexpr int span = bits <= 2 ? kMostQuads : bits == 3 ? 18 : 8;
+    static constexpr int span = bits <= 2 ? kGroupQuads : kGroupQuads / 2, columns = kQuad / 2, room = (1 << 15) - 1;
     static constexpr float magic = 0;
     static Acc start() { return _mm256_setzero_si256(); }
     static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {
@@ -99,7 +99,7 @@ struct Avx2 {
 template <>
 struct Avx2::Dot<8> {
   using Acc = __m256i;
-  static constexpr int span = kMostQuads;
+  static constexpr int span = kGroupQuads, columns = kQuad, room = kUnlimited;
   static constexpr float magic = 0;
   static Acc start() { return _mm256_setzero_si256(); }
   static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {

@@ -14,8 +14,8 @@ namespace moesaic {
 namespace {
 
 struct Avx512 {
-  static constexpr int lanes = 16, units = 2, few_units = 1, few_rows = 4, panel_rows = 12, few_pays = 32;
-  static constexpr bool whole_bytes = true;
+  static constexpr int lanes = 16, units = 2, few_units = 1, few_rows = 4, panel_rows = 6, few_pays = 12, wide = 8;
+  static constexpr bool whole_bytes = true, keeps_totals = true;
 
   using Codes = __m512i;
   using Floats = __m512;
@@ -72,12 +72,11 @@ struct Avx512 {
   static Ints sum(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Floats floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 
-  // Accumulators start at the bits of the float 1.5 * 2^23. Sums of products stay below 2^22 in magnitude (see
-  // `most_code`), so that they count in the float's last place: the accumulator is a float already, without a conversion, and
+  // Accumulators start at the bits of the float 1.5 * 2^23. Sums of products stay below 2^22 in magnitude, so that they count in the float's last place: the accumulator is a float already, without a conversion, and
   // one multiply-add makes it scale * (acc - start). That is exact up to one rounding, for scales of 12 bits.
   struct Products {
     using Acc = __m512i;
-    static constexpr int span = kMostQuads;
+    static constexpr int span = kGroupQuads, columns = kQuad, room = (1 << 22) - 1;
     static constexpr float magic = 12582912.0f;
     static Acc start() { return _mm512_set1_epi32(0x4B400000); }
     static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {

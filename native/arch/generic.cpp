@@ -6,8 +6,8 @@ namespace moesaic {
 namespace {
 
 struct Generic {
-  static constexpr int lanes = kBlockRows, units = 1, few_units = 1, few_rows = 1, panel_rows = 4, few_pays = 4;
-  static constexpr bool whole_bytes = true;
+  static constexpr int lanes = kBlockRows, units = 1, few_units = 1, few_rows = 1, panel_rows = 4, few_pays = 4, wide = 4;
+  static constexpr bool whole_bytes = true, keeps_totals = false;
 
   struct Codes {
     std::uint8_t byte[kQuad * lanes];
@@ -102,7 +102,7 @@ struct Generic {
 
   struct Products {
     using Acc = Ints;
-    static constexpr int span = kMostQuads;
+    static constexpr int span = kGroupQuads, columns = kQuad, room = kUnlimited;
     static constexpr float magic = 0;
     static Acc start() {
       return each<Ints>([](int) { return 0; });

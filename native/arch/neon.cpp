@@ -9,8 +9,8 @@ namespace moesaic {
 namespace {
 
 struct Neon {
-  static constexpr int lanes = 4, units = 4, few_units = 4, few_rows = 2, panel_rows = 4, few_pays = 4;
-  static constexpr bool whole_bytes = false;
+  static constexpr int lanes = 4, units = 4, few_units = 4, few_rows = 2, panel_rows = 4, few_pays = 4, wide = 4;
+  static constexpr bool whole_bytes = false, keeps_totals = false;
 
   using Codes = uint8x16_t;
   using Floats = float32x4_t;
@@ -72,7 +72,7 @@ struct Neon {
   template <int bits>
   struct Dot {
     using Acc = int32x4_t;
-    static constexpr int span = kMostQuads;
+    static constexpr int span = kGroupQuads, columns = kQuad, room = kUnlimited;
     static constexpr float magic = 0;
     static Acc start() { return vdupq_n_s32(0); }
     static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {
@@ -88,7 +88,7 @@ struct Neon {
 template <>
 struct Neon::Dot<8> {
   using Acc = int32x4_t;
-  static constexpr int span = kMostQuads;
+  static constexpr int span = kGroupQuads, columns = kQuad, room = kUnlimited;
   static constexpr float magic = 0;
   static Acc start() { return vdupq_n_s32(0); }
   static MOESAIC_INLINE void add(Acc& acc, Codes codes, const std::int8_t* quad) {

@@ -19,24 +19,21 @@ MOESAIC_INLINE To bits_as(From value) {
 // ---------------------------------------------------------------------------------------------------------------------
 // int8 activations
 //
-// In vectors of one quad and of four; compilers cut them up for CPUs that have shorter ones.
+// Four quads at a time, in vectors of one quad or, where the instruction set has them, of two.
 
 using Floats4 = float __attribute__((vector_size(4 * kQuad)));
 using Words4 = std::uint32_t __attribute__((vector_size(4 * kQuad)));
 using Ints4 = std::int32_t __attribute__((vector_size(4 * kQuad)));
-using Words16 = std::uint32_t __attribute__((vector_size(16 * kQuad)));
+using Floats8 = float __attribute__((vector_size(8 * kQuad)));
+using Words8 = std::uint32_t __attribute__((vector_size(8 * kQuad)));
+using Ints8 = std::int32_t __attribute__((vector_size(8 * kQuad)));
 
-constexpr int kQuads = 4;  // that are gone through together
+constexpr int kQuads = 4;              // that are gone through together
+constexpr int kStep = kQuads * kQuad;  // their columns
 constexpr std::uint32_t kInfinity = 0x7F800000, kTiny = 0x0D800000;  // bits of 2^-100: what is smaller counts as zero
 constexpr float kRounder = 12582912.0f;                              // 1.5 * 2^23: adding it rounds to whole numbers
 
 MOESAIC_INLINE Words4 larger(Words4 a, Words4 b) { return a > b ? a : b; }
-
-MOESAIC_INLINE std::uint32_t largest_of(Words4 v) {
-  v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
-  v = larger(v, __builtin_shufflevector(v, v, 1, 0, 3, 2));
-  return v[0];
-}
 
 template <class Vector, class Element>
 MOESAIC_INLINE Vector loaded(const Element* from) {
@@ -45,14 +42,64 @@ MOESAIC_INLINE Vector loaded(const Element* from) {
   return v;
 }
 
-// Bits compare like magnitudes, NaN above all.
-MOESAIC_INLINE Words16 magnitudes(const float* x) { return loaded<Words16>(x) & 0x7FFFFFFFu; }
+// Four quads of numbers in vectors of one quad or two.
+template <class Quad, class Vector>
+struct FourQuads {
+  static constexpr int wide = sizeof(Vector) / sizeof(float), count = kStep / wide;
+  using Part = Vector;
+  Part part[count];
 
-// Each quad of four, brought together: op(op(0, 1), op(2, 3)) of its numbers.
-template <class Vector4, class Vector16, class Op>
-MOESAIC_INLINE Vector4 together(const Vector16& v, Op&& op) {
-  Vector4 quad[kQuads];
-  std::memcpy(quad, &v, sizeof v);
+  static MOESAIC_INLINE FourQuads from(const float* x) {
+    FourQuads result;
+    unrolled<count>([&](auto i) MOESAIC_INLINE_LAMBDA { result.part[i] = loaded<Vector>(x + wide * i); });
+    return result;
+  }
+
+  // Number s of `v` in all of quad s.
+  static MOESAIC_INLINE FourQuads spread(Quad v) {
+    FourQuads result;
+    unrolled<count>([&](auto i) MOESAIC_INLINE_LAMBDA {
+      if constexpr (wide == kQuad) result.part[i] = Vector{} + v[int{i}];
+      if constexpr (wide == 2 * kQuad) {
+        constexpr int a = 2 * i, b = a + 1;
+        result.part[i] = __builtin_shufflevector(v, v, a, a, a, a, b, b, b, b);
+      }
+    });
+    return result;
+  }
+
+  // body(vector of the result, number of the vector)
+  template <class Body>
+  static MOESAIC_INLINE FourQuads of_each(Body&& body) {
+    FourQuads result;
+    unrolled<count>([&](auto i) MOESAIC_INLINE_LAMBDA { result.part[i] = body(i); });
+    return result;
+  }
+
+  MOESAIC_INLINE void split(Quad (&quads)[kQuads]) const {
+    unrolled<kQuads>([&](auto s) MOESAIC_INLINE_LAMBDA {
+      if constexpr (wide == kQuad) quads[s] = part[s];
+      if constexpr (wide == 2 * kQuad) {
+        constexpr int a = s % 2 * kQuad;
+        quads[s] = __builtin_shufflevector(part[s / 2], part[s / 2], a, a + 1, a + 2, a + 3);
+      }
+    });
+  }
+};
+
+template <class V>
+using FourFloats = FourQuads<Floats4, std::conditional_t<V::wide == 8, Floats8, Floats4>>;
+template <class V>
+using FourWords = FourQuads<Words4, std::conditional_t<V::wide == 8, Words8, Words4>>;
+template <class V>
+using FourInts = FourQuads<Ints4, std::conditional_t<V::wide == 8, Ints8, Ints4>>;
+
+// Bits compare like magnitudes, NaN above all.
+constexpr std::uint32_t kMagnitude = 0x7FFFFFFF;
+
+// Each of four quads, brought together: op(op(0, 1), op(2, 3)) of its numbers.
+template <class Vector4, class Op>
+MOESAIC_INLINE Vector4 together(const Vector4 (&quad)[kQuads], Op&& op) {
   const auto halves = [&](Vector4 a, Vector4 b) MOESAIC_INLINE_LAMBDA {
     return op(__builtin_shufflevector(a, b, 0, 4, 2, 6), __builtin_shufflevector(a, b, 1, 5, 3, 7));
   };
@@ -60,40 +107,98 @@ MOESAIC_INLINE Vector4 together(const Vector16& v, Op&& op) {
   return op(__builtin_shufflevector(first, last, 0, 1, 4, 5), __builtin_shufflevector(first, last, 2, 3, 6, 7));
 }
 
-MOESAIC_INLINE Words4 largest_of_each(const Words16& v) { return together<Words4>(v, larger); }
+MOESAIC_INLINE Words4 largest_of_each(const Words4 (&quad)[kQuads]) { return together(quad, larger); }
 
-MOESAIC_INLINE Floats4 sum_of_each(const Floats4 (&v)[kQuads]) {
-  return together<Floats4>(v, [](Floats4 a, Floats4 b) MOESAIC_INLINE_LAMBDA { return a + b; });
+template <class Quads>
+MOESAIC_INLINE Floats4 sum_of_each(const Quads& v) {
+  Floats4 quads[kQuads];
+  v.split(quads);
+  return together(quads, [](Floats4 a, Floats4 b) MOESAIC_INLINE_LAMBDA { return a + b; });
 }
 
-// Says which quads have spills, and what the largest magnitude is that a single code then has to stand for: each spill
-// goes to the quad with the largest share so far, which makes the largest share as small as can be.
-template <int vectors>
-MOESAIC_INLINE std::uint32_t choose_spills(const Words4 (&tops)[vectors], int spills, int panel, std::uint8_t* spilled) {
+template <class Quads>
+MOESAIC_INLINE Floats4 sum_of_all(const Quads& v) {
+  Floats4 quads[kQuads];
+  v.split(quads);
+  return (quads[0] + quads[1]) + (quads[2] + quads[3]);
+}
+
+constexpr int kGroups = 4;  // whose spills are chosen together
+
+// Says which quads of four groups have spills, and what the largest magnitudes are that a single code then has to stand
+// for: each spill goes to the quad with the largest share so far, which makes the largest share as small as can be.
+// tops: the largest magnitude in each quad, a group in each lane. Spill e of group j is spilled[e][j].
+template <int quads>
+MOESAIC_INLINE Words4 choose_spills(const Words4 (&tops)[quads], int spills, Words4 (&spilled)[kMostSpills]) {
   constexpr std::uint32_t number = 31;  // the last bits of a key are the quad's; the first ones its share's
-  Words4 keys[vectors];
-  for (int v = 0; v < vectors; ++v) keys[v] = (tops[v] & ~number) | (Words4{0, 1, 2, 3} + std::uint32_t(kQuads * v));
-  const auto top_key = [&] {
-    Words4 top = keys[0];
-    for (int v = 1; v < vectors; ++v) top = larger(top, keys[v]);
-    return largest_of(top);
+  static_assert(quads <= number + 1);
+  Words4 keys[quads];
+  unrolled<quads>([&](auto q) MOESAIC_INLINE_LAMBDA { keys[q] = (tops[q] & ~number) | std::uint32_t(q); });
+  const auto top_keys = [&] MOESAIC_INLINE_LAMBDA {
+    Words4 top[4] = {keys[0], keys[1], keys[2], keys[3]};
+    unrolled<quads - 4>([&](auto q) MOESAIC_INLINE_LAMBDA { top[q % 4] = larger(top[q % 4], keys[q + 4]); });
+    return larger(larger(top[0], top[1]), larger(top[2], top[3]));
   };
   for (int e = 0; e < spills; ++e) {
-    const std::uint32_t key = top_key(), quad = key & number;
-    float shares = 2;
-    for (int before = 0; before < e; ++before) shares += spilled[before * panel] == quad ? 1.0f : 0.0f;
-    spilled[e * panel] = static_cast<std::uint8_t>(quad);
-    const float share = bits_as<float>(std::uint32_t{tops[quad / kQuads][quad % kQuads]}) / shares;
-    const Words4 next = Words4{} + ((bits_as<std::uint32_t>(share) & ~number) | quad);
-    for (auto& some : keys) some = some == key ? next : some;
+    const Words4 top = top_keys(), quad = top & number;
+    Floats4 shares = Floats4{} + 1.0f;
+    for (int before = 0; before < e; ++before) shares += spilled[before] == quad ? Floats4{} + 1.0f : Floats4{};
+    spilled[e] = quad;
+    const Floats4 share = bits_as<Floats4>(top & ~number) * (shares / (shares + 1.0f));
+    const Words4 next = (bits_as<Words4>(share) & ~number) | quad;
+    unrolled<quads>([&](auto q) MOESAIC_INLINE_LAMBDA { keys[q] = keys[q] == top ? next : keys[q]; });
   }
-  return top_key() & ~number;
+  return top_keys() & ~number;
 }
 
-// The largest code: 127, or less where sums of products, spills among them, would reach 2^22 in magnitude.
-inline float most_code(const Matrix& like, int spills) {
-  const int most = ((1 << 22) - 1) / (((1 << like.bits) - 1) * (like.group + kQuad * spills));
-  return static_cast<float>(most < 127 ? most : 127);
+constexpr float kMostCode = 127;
+
+// The largest sum of magnitudes of codes that an accumulator has room for; 0 where it cannot be exceeded.
+template <class V>
+float most_sum(const Matrix& like, int spills) {
+  float most = 0;
+  chosen<1, 2, 3, 4, 8>(like.bits, [&](auto bits) {
+    using Dot = typename V::template Dot<bits>;
+    const bool is_whole = like.group / kQuad <= Dot::span;  // and spills are added to the same sum
+    const int columns = Dot::columns * (is_whole ? like.group / kQuad : Dot::span), spilled = Dot::columns * spills;
+    const int room = Dot::room / ((1 << bits) - 1);
+    if (room < kMostCode * (columns + (is_whole ? spilled : 0))) most = static_cast<float>(room - columns / 2 - 1);  // rounding
+  });
+  return most;
+}
+
+// The largest sum of magnitudes of activations that are added up in one number, as bits.
+template <class V, class Group>
+MOESAIC_INLINE std::uint32_t largest_sum(const float* x, Group group, int bits) {
+  std::uint32_t most = 0;
+  chosen<1, 2, 3, 4, 8>(bits, [&](auto b) {
+    using Dot = typename V::template Dot<b>;
+    constexpr int piece = kQuad * Dot::span < group ? kQuad * Dot::span : int{group};
+    for (int first = 0; first < group; first += piece) {
+      FourFloats<V> sums{};
+      for (int k = first; k < first + piece; k += kStep) {
+        const auto some = FourWords<V>::from(x + k);
+        unrolled<sums.count>([&](auto i) { sums.part[i] += bits_as<typename FourFloats<V>::Part>(some.part[i] & kMagnitude); });
+      }
+      const Floats4 all = sum_of_all(sums);
+      const float low = all[0] + all[1], high = all[2] + all[3];
+      for (const float sum : {Dot::columns == kQuad ? low + high : low, high}) {
+        most = bits_as<std::uint32_t>(sum) > most ? bits_as<std::uint32_t>(sum) : most;
+      }
+    }
+  });
+  return most;
+}
+
+// The largest code where the largest magnitude it stands for is `top`: a whole number, so that activations of one
+// magnitude, whose sums are largest, are exact. `most` as most_sum has it.
+template <class V, class Group>
+MOESAIC_INLINE float most_code(const float* x, Group group, int bits, std::uint32_t top, float most) {
+  if (most == 0) return kMostCode;
+  const std::uint32_t sum = largest_sum<V>(x, group, bits);
+  const float codes = bits_as<float>(sum) / bits_as<float>(top) * kMostCode;  // their sum, were they up to kMostCode
+  if (sum >= kInfinity || !(codes > most)) return kMostCode;
+  return __builtin_floorf(kMostCode * (most / codes));
 }
 
 // The grids of four quads.
@@ -113,35 +218,39 @@ MOESAIC_INLINE Grids grids_of(Words4 tops, float most) {
 }
 
 // x in units of a scale, plus kRounder.
-MOESAIC_INLINE Floats4 rounded(const float* x, float inverse) { return loaded<Floats4>(x) * inverse + kRounder; }
+template <class Floats>
+MOESAIC_INLINE Floats rounded(const float* x, Floats inverse) { return loaded<Floats>(x) * inverse + kRounder; }
 
 MOESAIC_INLINE std::int8_t saturated(std::int32_t value) {
   return static_cast<std::int8_t>(value < -128 ? -128 : value > 127 ? 127 : value);
 }
 
-// Writes the codes of four quads, what does not fit cut off. Adds what they stand for without the cut to `sum`.
+// Writes the codes of four quads, what does not fit cut off. Returns what they are without the cut.
 template <class V>
-MOESAIC_INLINE void encode(const float* x, const Grids& grids, int panel, std::int8_t* codes, Floats4& sum) {
-  Ints4 quads[kQuads];
-  unrolled<kQuads>([&](auto s) {
-    const Floats4 found = rounded(x + kQuad * s, grids.inverse[int{s}]);
-    quads[s] = bits_as<Ints4>(bits_as<Words4>(found) - bits_as<std::uint32_t>(kRounder));
-    sum += (found - kRounder) * grids.scale[int{s}];
+MOESAIC_INLINE FourFloats<V> encode(const float* x, const FourFloats<V>& inverse, int panel, std::int8_t* codes) {
+  using Found = FourFloats<V>;
+  using Codes = FourInts<V>;
+  const Found found = Found::of_each([&](auto i) MOESAIC_INLINE_LAMBDA { return rounded(x + V::wide * i, inverse.part[i]); });
+  const Codes whole = Codes::of_each([&](auto i) MOESAIC_INLINE_LAMBDA {
+    return bits_as<typename Codes::Part>(bits_as<typename FourWords<V>::Part>(found.part[i]) - bits_as<std::uint32_t>(kRounder));
   });
+  Ints4 quads[kQuads];
+  whole.split(quads);
   if (panel == 1) {
     V::narrow(quads, codes);
   } else {
-    std::int8_t bytes[kQuads * kQuad];
+    std::int8_t bytes[kStep];
     V::narrow(quads, bytes);
     for (int s = 0; s < kQuads; ++s) std::memcpy(codes + kQuad * s * panel, bytes + kQuad * s, kQuad);
   }
+  return Found::of_each([&](auto i) MOESAIC_INLINE_LAMBDA { return found.part[i] - kRounder; });
 }
 
 // What does not fit into the codes of the quads that have spills.
 MOESAIC_INLINE void encode_spills(const float* x, float inverse, int spills, const std::uint8_t* spilled, int panel,
                                   std::int8_t* codes) {
   for (int e = 0; e < spills; ++e) {
-    const Floats4 found = rounded(x + kQuad * spilled[e * panel], inverse);
+    const Floats4 found = rounded(x + kQuad * spilled[e * panel], Floats4{} + inverse);
     Ints4 left = bits_as<Ints4>(bits_as<Words4>(found) - bits_as<std::uint32_t>(kRounder));
     std::int8_t taken[kQuad];
     for (int c = 0; c < kQuad; ++c) {
@@ -159,28 +268,38 @@ constexpr int kTries = 4;  // grids of a part. The best of four is off by a sixt
 
 // For each part of a stretch the grid that is least off, of those whose largest codes are 127, 126, ... The numbers of
 // a part are so few that luck counts, and a grid costs nothing where the codes are multiplied.
-template <int stretch>
+template <class V, int stretch>
 MOESAIC_INLINE Grids best_grids(const float* x) {
-  constexpr int step = kQuads * kQuad, steps = stretch / step;
-  Words16 top = magnitudes(x);
-  unrolled<steps - 1>([&](auto i) {
-    const Words16 some = magnitudes(x + step * (i + 1));
-    top = some > top ? some : top;
+  using Bits = FourWords<V>;
+  using Numbers = FourFloats<V>;
+  constexpr int steps = stretch / kStep;
+  Bits top{};
+  unrolled<steps>([&](auto v) MOESAIC_INLINE_LAMBDA {
+    const Bits some = Bits::from(x + kStep * v);
+    unrolled<Bits::count>([&](auto i) MOESAIC_INLINE_LAMBDA {
+      const auto magnitude = some.part[i] & kMagnitude;
+      top.part[i] = magnitude > top.part[i] ? magnitude : top.part[i];
+    });
   });
-  const Words4 tops = largest_of_each(top);
+  Words4 quads[kQuads];
+  top.split(quads);
+  const Words4 tops = largest_of_each(quads);
   Grids best{};
   Floats4 least{};
-  unrolled<kTries>([&](auto i) {
-    const Grids grids = grids_of(tops, 127 - i);
-    Floats4 squares[kQuads] = {};
-    unrolled<steps * kQuads>([&](auto q) {
-      const float inverse = grids.inverse[int{q} % kQuads];
-      const float* quad = x + kQuad * q;
-      const Floats4 off = loaded<Floats4>(quad) * inverse - (rounded(quad, inverse) - kRounder);
-      squares[q % kQuads] += off * off;
+  unrolled<kTries>([&](auto number) MOESAIC_INLINE_LAMBDA {
+    const Grids grids = grids_of(tops, kMostCode - number);
+    const Numbers inverse = Numbers::spread(grids.inverse);
+    Numbers squares{};
+    unrolled<steps>([&](auto v) MOESAIC_INLINE_LAMBDA {
+      unrolled<Numbers::count>([&](auto i) MOESAIC_INLINE_LAMBDA {
+        const float* from = x + kStep * v + V::wide * i;
+        const auto in_units = loaded<typename Numbers::Part>(from) * inverse.part[i];
+        const auto off = in_units - (rounded(from, inverse.part[i]) - kRounder);
+        squares.part[i] += off * off;
+      });
     });
     const Floats4 error = sum_of_each(squares) * grids.scale * grids.scale;
-    const auto is_better = i == 0 ? Ints4{} == 0 : error < least;
+    const auto is_better = number == 0 ? Ints4{} == 0 : error < least;
     least = is_better ? error : least;
     best.scale = is_better ? grids.scale : best.scale;
     best.inverse = is_better ? grids.inverse : best.inverse;
@@ -188,34 +307,52 @@ MOESAIC_INLINE Grids best_grids(const float* x) {
   return best;
 }
 
-// One group for `few`. `weights` take back those of its in-place codes.
+// One group for `few`. `weights` take back those of its in-place codes. Returns the sum.
 template <class V>
 MOESAIC_INLINE Floats4 quantize_parts(const float* x, int group, int stretch, Floats4 weights, int panel,
                                       std::int8_t* codes, float* scales) {
-  constexpr int step = kQuads * kQuad;
-  Floats4 sum{};
+  using Numbers = FourFloats<V>;
+  Numbers sum{};
   for (int first = 0; first < group; first += stretch) {
-    const Grids grids = stretch == 32 ? best_grids<32>(x + first) : best_grids<64>(x + first);
-    for (int k = first; k < first + stretch; k += step) encode<V>(x + k, grids, panel, codes + k * panel, sum);
+    const Grids grids = stretch == 32 ? best_grids<V, 32>(x + first) : best_grids<V, 64>(x + first);
+    const Numbers inverse = Numbers::spread(grids.inverse), all = Numbers::spread(grids.scale);
+    for (int k = first; k < first + stretch; k += kStep) {
+      const Numbers found = encode<V>(x + k, inverse, panel, codes + k * panel);
+      unrolled<Numbers::count>([&](auto i) MOESAIC_INLINE_LAMBDA { sum.part[i] += found.part[i] * all.part[i]; });
+    }
     const Floats4 scale = grids.scale * weights;
     std::memcpy(scales + std::ptrdiff_t{first / stretch} * kParts * panel, &scale, sizeof scale);
   }
-  return sum;
+  return sum_of_all(sum);
 }
 
-// One group for `many`.
-template <class V, class Group>
-MOESAIC_INLINE Floats4 quantize_spills(const float* x, Group group, int spills, float most, int panel,
-                                       std::int8_t* codes, float* scale, std::uint8_t* spilled) {
-  constexpr int step = kQuads * kQuad, steps = group / step;
-  Words4 tops[steps];
-  for (int v = 0; v < steps; ++v) tops[v] = largest_of_each(magnitudes(x + step * v));
-  const Grids grids = grids_of(Words4{} + choose_spills(tops, spills, panel, spilled), most);
-  Floats4 sum{};
-  for (int v = 0; v < steps; ++v) encode<V>(x + step * v, grids, panel, codes + step * v * panel, sum);
-  encode_spills(x, grids.inverse[0], spills, spilled, panel, codes + group * panel);
-  *scale = grids.scale[0];
-  return sum;
+// Four groups for `many`, the first `count` of them real. Calls take(j, sum) with the sums.
+template <class V, class Group, class Take>
+MOESAIC_INLINE void quantize_spills(const float* const (&x)[kGroups], int count, Group group, int bits, Cut cut, float most,
+                                    int panel, std::int8_t* codes, float* scales, std::uint8_t* spilled, Take&& take) {
+  using Numbers = FourFloats<V>;
+  Words4 tops[group / kQuad];
+  unrolled<group / kQuad>([&](auto q) MOESAIC_INLINE_LAMBDA {
+    Words4 quads[kGroups];
+    for (int j = 0; j < kGroups; ++j) quads[j] = loaded<Words4>(x[j] + kQuad * q) & kMagnitude;
+    tops[q] = largest_of_each(quads);
+  });
+  Words4 with_spills[kMostSpills];
+  const Words4 top = choose_spills(tops, cut.spills, with_spills);
+  for (int j = 0; j < count; ++j) {
+    const Grids grids = grids_of(Words4{} + top[j], most_code<V>(x[j], group, bits, top[j], most));
+    const Numbers inverse = Numbers::spread(grids.inverse);
+    Numbers sum{};
+    for (int k = 0; k < group; k += kStep) {
+      const Numbers found = encode<V>(x[j] + k, inverse, panel, codes + k * panel);
+      unrolled<Numbers::count>([&](auto i) MOESAIC_INLINE_LAMBDA { sum.part[i] += found.part[i]; });
+    }
+    for (int e = 0; e < cut.spills; ++e) spilled[e * panel] = static_cast<std::uint8_t>(with_spills[e][j]);
+    encode_spills(x[j], grids.inverse[0], cut.spills, spilled, panel, codes + group * panel);
+    *scales = grids.scale[0];
+    take(j, sum_of_all(sum) * grids.scale[0]);
+    codes += cut.codes(group) * panel, scales += panel, spilled += cut.spills * panel;
+  }
 }
 
 // What takes back the weights of `few`'s in-place codes, per part.
@@ -232,21 +369,34 @@ template <class V>
 void quantize(const Matrix& like, const float* x, int columns, int groups, Cut cut, int panel, std::int8_t* codes,
               float* scales, float* sums, std::uint8_t* spilled) {
   const Floats4 weights = part_weights<V>(like.bits);
-  const float unit = zero_factor(like), most = most_code(like, cut.spills);
+  const float unit = zero_factor(like), most = most_sum<V>(like, cut.spills);
   chosen<32, 64, 128>(like.group, [&](auto group) {
-    float end[group] = {};  // the last columns, with the zeros that fill their group; or zeros alone
-    for (int j = 0; j < groups; ++j) {
+    float end[group], none[group] = {};  // the last columns, with the zeros that fill their group; zeros alone
+    const auto start_of = [&](int j) MOESAIC_INLINE_LAMBDA -> const float* {
       const int left = columns - j * group;
-      const float* from = left < group ? end : x + std::ptrdiff_t{j} * group;
-      if (left <= 0) std::memset(end, 0, sizeof end);
-      if (left > 0 && left < group) std::memcpy(end, x + std::ptrdiff_t{j} * group, sizeof(float) * left);
-      const Floats4 sum =
-          cut.stretch > 0 ? quantize_parts<V>(from, group, cut.stretch, weights, panel, codes, scales)
-                          : quantize_spills<V>(from, group, cut.spills, most, panel, codes, scales, spilled);
+      if (left >= group) return x + std::ptrdiff_t{j} * group;
+      if (left <= 0) return none;
+      std::memset(end, 0, sizeof end);
+      std::memcpy(end, x + std::ptrdiff_t{j} * group, sizeof(float) * left);
+      return end;
+    };
+    const auto set_sum = [&](int j, Floats4 sum) MOESAIC_INLINE_LAMBDA {
       sums[std::ptrdiff_t{j} * panel] = unit * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
-      codes += cut.codes(group) * panel;
-      scales += cut.scales(group) * panel;
-      spilled += cut.spills * panel;
+    };
+    const int step = cut.stretch > 0 ? 1 : kGroups;
+    for (int j = 0; j < groups; j += step) {
+      if (cut.stretch > 0) {
+        set_sum(j, quantize_parts<V>(start_of(j), group, cut.stretch, weights, panel, codes, scales));
+      } else {
+        const float* from[kGroups];
+        for (int i = 0; i < kGroups; ++i) from[i] = j + i < groups ? start_of(j + i) : none;
+        const int count = groups - j < kGroups ? groups - j : kGroups;
+        quantize_spills<V>(from, count, group, like.bits, cut, most, panel, codes, scales, spilled,
+                           [&](int i, Floats4 sum) MOESAIC_INLINE_LAMBDA { set_sum(j + i, sum); });
+      }
+      codes += step * cut.codes(group) * panel;
+      scales += step * cut.scales(group) * panel;
+      spilled += step * cut.spills * panel;
     }
   });
 }

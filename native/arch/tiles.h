@@ -5,13 +5,17 @@
 //   Floats       float32 x lanes; load, store, fill, from_bytes, add, mul, fma (ab + c), fnma (c - ab)
 //   Ints         int32 x lanes; sum, floats
 //   narrow       int32 to int8; the nearest one where it does not fit
-//   Dot<bits>    an accumulator `Acc` of products of quads: start, add, and after at most `span` additions value
-//                (Floats), scaled (value * scale) or widen (Ints). `magic` is what start puts below the products.
+//   Dot<bits>    an accumulator `Acc` of products of quads: start, add, and in the end value (Floats), scaled (value *
+//                scale) or widen (Ints). `magic` is what start puts below the products. It holds numbers up to `room`
+//                in magnitude, each a sum over `columns` of the columns of a quad, and in `many` over `span` quads
+//                of the group at most.
 //   keep_alive   an empty statement that changes Ints or Floats in a register, for all the compiler knows
 //   whole_bytes  whether add takes codes of up to 255; else up to 15, and Dot<8> looks after 8 bits itself
 //   units        vectors of rows that `many` multiplies together
+//   keeps_totals whether there are registers enough for what `many` adds up over groups
 //   few_units    the same for `few` with a single activation row
 //   few_rows, few_pays, panel_rows   as in the table
+//   wide         floats of the vectors that activations are quantized in, 4 or 8
 //
 // Everything is in an unnamed namespace: the files are compiled for different instruction sets, and a function
 // shared by the linker could end up with instructions that the CPU lacks.
@@ -29,6 +33,8 @@
 
 namespace moesaic {
 namespace {
+
+constexpr int kUnlimited = 0x7FFFFFFF;  // as `room`
 
 template <int value>
 using Constant = std::integral_constant<int, value>;
@@ -256,8 +262,8 @@ void few(const Matrix& m, Panel x, int rows, Blocks blocks, Output out) {
 // ---------------------------------------------------------------------------------------------------------------------
 // many: unpack a stretch of columns once, multiply all rows with it
 
-constexpr int kChunk = 512;  // columns; the unpacked codes of two row blocks are 16 KB and stay in the first cache
-constexpr int kRowStep = 4;  // panels are worked on in multiples of this many rows
+constexpr int kChunk = 1024;  // columns; the unpacked codes of a row block are 16 KB, and one or two stay in the first cache
+constexpr int kRowStep = 2;  // panels are worked on in multiples of this many rows
 
 // The unpacked columns of `count` row blocks: codes [quad][count][64], factors [group][16 count].
 template <int count>
@@ -297,13 +303,55 @@ MOESAIC_INLINE void from_memory(float (&numbers)[count]) {
   __asm__ volatile("" : "+m"(numbers));
 }
 
-// The activations of one tile: what `rows` rows of a panel have for one group.
+// What the rows of a panel have for one group.
 template <class V>
 struct TileRows {
+  TileRows(Panel x, int group, std::ptrdiff_t at)
+      : quads(x.codes + at * x.cut.codes(group)),
+        scales(x.scales + at),
+        sums(x.sums + at),
+        spilled(x.spilled + at * x.cut.spills),
+        count(group / kQuad),
+        spills(x.cut.spills) {}
+
+  void next_group() {
+    quads += kQuad * (count + spills) * V::panel_rows;
+    scales += V::panel_rows, sums += V::panel_rows;
+    spilled += spills * V::panel_rows;
+  }
+
   const std::int8_t* quads;
   const float *scales, *sums;
   const std::uint8_t* spilled;
   int count, spills;  // quads, and what spilled from some of them
+};
+
+// Codes and parameters that will be unpacked after the present ones. They are fetched while these are multiplied:
+// waiting for them took three times as long as unpacking them.
+template <int count>
+struct Coming {
+  const std::uint8_t *codes[count] = {}, *parameters[count] = {};
+  int code_bytes = 0, parameter_bytes = 0;  // of a row block
+
+  Coming(const Matrix& m, int block, int first_group, int groups) {
+    if (block + count > m.blocks) return;
+    code_bytes = groups * m.tile_bytes(), parameter_bytes = groups * m.parameter_bytes();
+    for (int b = 0; b < count; ++b) {
+      const std::ptrdiff_t at = std::ptrdiff_t{block + b} * m.groups + first_group;
+      codes[b] = m.codes + at * m.tile_bytes();
+      parameters[b] = m.parameters + at * m.parameter_bytes();
+    }
+  }
+
+  // The part that falls to rows row .. row + some - 1 out of `rows`. Inlined, or GCC would find a function without effects.
+  MOESAIC_INLINE void fetch(int row, int rows, int some) const {
+    const auto lines = [&](const std::uint8_t* from, int bytes) MOESAIC_INLINE_LAMBDA {
+      const int first = bytes * std::int64_t{row} / rows / 64 * 64;
+      const int last = row + some < rows ? bytes * std::int64_t{row + some} / rows / 64 * 64 : bytes;
+      for (int line = first; line < last; line += 64) __builtin_prefetch(from + line, 0, 2);
+    };
+    for (int b = 0; b < count; ++b) lines(codes[b], code_bytes), lines(parameters[b], parameter_bytes);
+  }
 };
 
 // Integer products of `units` vectors of rows with `rows` activation rows: `count` quads from the given ones on.
@@ -349,24 +397,22 @@ MOESAIC_INLINE void group_product(const std::uint8_t* codes, const TileRows<V>& 
     });
   };
   typename Dot::Acc dots[rows][units];
-  if constexpr (Dot::span >= kMostQuads) {
+  if (Dot::span >= kGroupQuads || x.count <= Dot::span) {
     alignas(64) float below[V::panel_rows];  // what the accumulators' start amounts to
     for (int t = 0; t < rows; ++t) below[t] = -Dot::magic * x.scales[t];
     if constexpr (Dot::magic != 0) from_memory(below);
     multiply<V, Dot, units, rows>(codes, x.quads, x.count, dots);
     add_spills<V, Dot, units, rows>(codes, x, dots);
     take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { return Dot::scaled(dots[t][u], x.scales[t], below[t]); });
-  } else {
-    constexpr int step = Dot::span / kStretchQuads * kStretchQuads;
+  } else if constexpr (Dot::span < kGroupQuads) {
     typename V::Ints wide[rows][units] = {};
-    for (int q = 0; q < x.count; q += step) {
+    for (int q = 0; q < x.count; q += Dot::span) {
       multiply<V, Dot, units, rows>(codes + kQuad * V::lanes * units * q, x.quads + kQuad * V::panel_rows * q,
-                                    x.count - q < step ? x.count - q : step, dots);
+                                    x.count - q < Dot::span ? x.count - q : Dot::span, dots);
       unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA {
         unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA { wide[t][u] = V::sum(wide[t][u], Dot::widen(dots[t][u])); });
       });
     }
-    static_assert(Dot::span >= kMostSpills);
     multiply<V, Dot, units, rows>(codes, x.quads, 0, dots);
     add_spills<V, Dot, units, rows>(codes, x, dots);
     take_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA {
@@ -375,48 +421,57 @@ MOESAIC_INLINE void group_product(const std::uint8_t* codes, const TileRows<V>& 
   }
 }
 
-// Adds the share of one group to the results of `rows` rows of a panel.
-template <class V, class Dot, int units, int rows>
-void many_tile(const std::uint8_t* codes, const float* scale, const float* scaled_zero, const TileRows<V>& x, Output out) {
-  alignas(64) float sums[rows];
-  for (int t = 0; t < rows; ++t) sums[t] = x.sums[t];
-  from_memory(sums);
-  typename V::Floats scales[units], zeros[units];  // in registers: they are wanted for every row
-  const auto ready = [&] MOESAIC_INLINE_LAMBDA {
-    unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA {
-      scales[u] = V::load(scale + u * V::lanes), zeros[u] = V::load(scaled_zero + u * V::lanes);
-      V::keep_alive(scales[u]), V::keep_alive(zeros[u]);
-    });
+// Adds the share of the groups of a chunk to the results of `rows` rows of a panel.
+template <class V, class Dot, int count, int rows>
+void many_panel(const Matrix& m, const Unpacked<count>& w, int groups, TileRows<V> x, Output out) {
+  constexpr int units = count * kBlockRows / V::lanes;
+  typename V::Floats totals[rows][units];
+  const auto at = [&](auto t, auto u) MOESAIC_INLINE_LAMBDA { return out.data + t * out.stride + u * V::lanes; };
+  const auto with_all = [&](auto&& body) MOESAIC_INLINE_LAMBDA {
+    unrolled<rows>([&](auto t) MOESAIC_INLINE_LAMBDA { unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA { body(t, u); }); });
   };
-  group_product<V, Dot, units, rows>(codes, x, ready, [&](auto t, auto u, typename V::Floats value) MOESAIC_INLINE_LAMBDA {
-    float* at = out.data + t * out.stride + u * V::lanes;
-    V::store(at, V::fma(value, scales[u], V::fnma(zeros[u], V::fill(sums[t]), V::load(at))));
-  });
+  if constexpr (V::keeps_totals) with_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { totals[t][u] = V::load(at(t, u)); });
+  for (int j = 0; j < groups; ++j) {
+    typename V::Floats scales[units], zeros[units];  // in registers: they are wanted for every row
+    const auto ready = [&] MOESAIC_INLINE_LAMBDA {
+      unrolled<units>([&](auto u) MOESAIC_INLINE_LAMBDA {
+        scales[u] = V::load(w.scale[j] + u * V::lanes), zeros[u] = V::load(w.scaled_zero[j] + u * V::lanes);
+        V::keep_alive(scales[u]), V::keep_alive(zeros[u]);
+      });
+    };
+    const std::uint8_t* codes = w.codes + kBlockRows * count * m.group * j;
+    group_product<V, Dot, units, rows>(codes, x, ready, [&](auto t, auto u, typename V::Floats value) MOESAIC_INLINE_LAMBDA {
+      const auto with_share = [&](typename V::Floats total) MOESAIC_INLINE_LAMBDA {
+        return V::fma(value, scales[u], V::fnma(zeros[u], V::fill(x.sums[t]), total));
+      };
+      if constexpr (V::keeps_totals) {
+        totals[t][u] = with_share(totals[t][u]);
+        V::keep_alive(totals[t][u]);
+      } else {
+        V::store(at(t, u), with_share(V::load(at(t, u))));
+      }
+    });
+    x.next_group();
+  }
+  if constexpr (V::keeps_totals) with_all([&](auto t, auto u) MOESAIC_INLINE_LAMBDA { V::store(at(t, u), totals[t][u]); });
 }
 
-// All rows times the unpacked groups first_group .. first_group + groups - 1.
+// All rows times the unpacked groups first_group .. first_group + groups - 1. Fetches what will be unpacked next.
 template <class V, class Dot, int count>
-void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int groups, Panel x, int rows,
-                Output out) {
-  constexpr int units = count * kBlockRows / V::lanes;
-  const int codes = x.cut.codes(m.group), spills = x.cut.spills;  // of a row and group
+void many_chunk(const Matrix& m, const Unpacked<count>& w, int first_group, int groups, const Coming<count>& coming, Panel x,
+                int rows, Output out) {
   for (int row = 0; row < rows; row += V::panel_rows) {
-    const int here = rows - row < V::panel_rows ? rows - row : V::panel_rows;
-    const std::ptrdiff_t group_row = std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows;
+    coming.fetch(row, rows, V::panel_rows);
+    const std::ptrdiff_t at = std::ptrdiff_t{row} * m.groups + first_group * V::panel_rows;
+    const TileRows<V> panel(x, m.group, at);
     const Output results{out.data + row * out.stride, out.stride};
-    for (int j = 0; j < groups; ++j) {
-      const std::ptrdiff_t at = group_row + j * V::panel_rows;
-      const std::int8_t* later = x.codes + (at + std::ptrdiff_t{V::panel_rows} * m.groups) * codes;
-      for (int line = 0; line < V::panel_rows * codes; line += 64) __builtin_prefetch(later + line);  // of the next panel
-      const TileRows<V> tile{x.codes + at * codes, x.scales + at, x.sums + at, x.spilled + at * spills, m.group / kQuad, spills};
-      unrolled<V::panel_rows / kRowStep>([&](auto step) {
-        constexpr int tile_rows = kRowStep * (step + 1);
-        if (here <= tile_rows && here > tile_rows - kRowStep) {
-          many_tile<V, Dot, units, tile_rows>(w.codes + kBlockRows * count * m.group * j, w.scale[j], w.scaled_zero[j], tile,
-                                              results);
-        }
-      });
-    }
+    const int here = rows - row < V::panel_rows ? rows - row : V::panel_rows;
+    unrolled<V::panel_rows / kRowStep>([&](auto step) {
+      constexpr int tile_rows = kRowStep * (step + 1);
+      if (here <= tile_rows && here > tile_rows - kRowStep) {
+        many_panel<V, Dot, count, tile_rows>(m, w, groups, panel, results);
+      }
+    });
   }
 }
 
@@ -429,7 +484,10 @@ void many_blocks(const Matrix& m, Panel x, int rows, int block, Output out) {
   for (int j = 0; j < m.groups; j += step) {
     const int groups = m.groups - j < step ? m.groups - j : step;
     unpack<V, bits, count>(m, block, j, groups, w);
-    many_chunk<V, typename V::template Dot<bits>, count>(m, w, j, groups, x, rows, out);
+    const bool is_last = j + step >= m.groups;
+    const int next = is_last ? 0 : j + step;
+    const Coming<count> coming(m, is_last ? block + count : block, next, m.groups - next < step ? m.groups - next : step);
+    many_chunk<V, typename V::template Dot<bits>, count>(m, w, j, groups, coming, x, rows, out);
   }
   for (int n = 0; n < kBlockRows * count; n += V::lanes) {
     const auto scale = V::from_bfloat16(m.row_scale + kBlockRows * block + n);
