@@ -1,7 +1,7 @@
 // Every instruction set of this build against the generic one, without Python: for machines that only an emulator has.
 //
 //   aarch64-linux-gnu-g++ -std=c++20 -O2 -static -march=armv8.2-a+dotprod -Inative tests/native/compare_isas.cpp
-//       native/{dispatch,layer,pool,prepared}.cpp native/arch/{generic,neon}.cpp && qemu-aarch64 a.out
+//       native/{dispatch,layer,openmp,pool,prepared}.cpp native/arch/{generic,neon}.cpp && qemu-aarch64 a.out
 //
 // Where multiply-add is one operation, an activation near the middle of two codes may get the other one; nothing else
 // may differ by more than float32 rounding. For some numbers of rows one instruction set streams codes and the other
