@@ -11,6 +11,9 @@ namespace {
 struct Avx2 {
   static constexpr int lanes = 8, units = 2, few_units = 2, few_rows = 2, panel_rows = 4, few_pays = 3, wide = 8;
   static constexpr bool whole_bytes = false, keeps_totals = false;
+  // Two rows have more sums than there are registers; only for 3 bits is unpacking once worth it.
+  template <int bits>
+  static constexpr int few_together = bits == 3 ? few_rows : 1;
 
   using Codes = __m256i;
   using Floats = __m256;

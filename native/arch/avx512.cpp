@@ -16,6 +16,8 @@ namespace {
 struct Avx512 {
   static constexpr int lanes = 16, units = 2, few_units = 1, few_rows = 4, panel_rows = 6, few_pays = 12, wide = 8;
   static constexpr bool whole_bytes = true, keeps_totals = true;
+  template <int bits>
+  static constexpr int few_together = few_rows;
 
   using Codes = __m512i;
   using Floats = __m512;

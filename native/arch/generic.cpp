@@ -8,6 +8,8 @@ namespace {
 struct Generic {
   static constexpr int lanes = kBlockRows, units = 1, few_units = 1, few_rows = 1, panel_rows = 4, few_pays = 4, wide = 4;
   static constexpr bool whole_bytes = true, keeps_totals = false;
+  template <int bits>
+  static constexpr int few_together = few_rows;
 
   struct Codes {
     std::uint8_t byte[kQuad * lanes];

@@ -11,6 +11,8 @@ namespace {
 struct Neon {
   static constexpr int lanes = 4, units = 4, few_units = 4, few_rows = 2, panel_rows = 4, few_pays = 4, wide = 4;
   static constexpr bool whole_bytes = false, keeps_totals = false;
+  template <int bits>
+  static constexpr int few_together = few_rows;
 
   using Codes = uint8x16_t;
   using Floats = float32x4_t;

@@ -15,6 +15,7 @@
 //   keeps_totals whether there are registers enough for what `many` adds up over groups
 //   few_units    the same for `few` with a single activation row
 //   few_rows, few_pays, panel_rows   as in the table
+//   few_together<bits>               activation rows that `few` works on at the same time, few_rows or 1
 //   wide         floats of the vectors that activations are quantized in, 4 or 8
 //
 // Everything is in an unnamed namespace: the files are compiled for different instruction sets, and a function
@@ -142,8 +143,8 @@ struct Unit {
   int block, lane;
 };
 
-// One group of `units` vectors of rows, times `rows` activation rows; `x` is what they have for this group.
-template <class V, int bits, int rows, int units, class Group, class Stretch>
+// One group of `units` vectors of rows, times `rows` activation rows out of `panel`; `x` is what they have for this group.
+template <class V, int bits, int rows, int units, int panel, class Group, class Stretch>
 MOESAIC_INLINE void few_tiles(Group group, Stretch stretch, const std::uint8_t* const (&tiles)[units],
                               const std::uint8_t* const (&parameters)[units], bool symmetric, const Panel& x,
                               typename V::Floats (&total)[units][rows]) {
@@ -160,14 +161,14 @@ MOESAIC_INLINE void few_tiles(Group group, Stretch stretch, const std::uint8_t* 
     });
     unrolled<stretch / kStretch>([&](auto piece) {
       const int number = i * (stretch / kStretch) + piece;
-      const std::int8_t* quads = x.codes + kStretch * rows * number;
+      const std::int8_t* quads = x.codes + kStretch * panel * number;
       for_each_quad<V, bits, false>(tiles, group, number, [&](auto q, auto part, const typename V::Codes(&codes)[units]) {
         unrolled<rows>([&](auto t) {
-          unrolled<units>([&](auto u) { Dot::add(dots[part][u][t], codes[u], quads + kQuad * (q * rows + t)); });
+          unrolled<units>([&](auto u) { Dot::add(dots[part][u][t], codes[u], quads + kQuad * (q * panel + t)); });
         });
       });
     });
-    const float* scales = x.scales + kParts * rows * i;
+    const float* scales = x.scales + kParts * panel * i;
     unrolled<units>([&](auto u) {
       unrolled<rows>([&](auto t) {
         unrolled<kParts>([&](auto s) {
@@ -190,7 +191,7 @@ MOESAIC_INLINE void few_tiles(Group group, Stretch stretch, const std::uint8_t* 
 }
 
 // All groups of `units` vectors of rows that begin at a lane of a block.
-template <class V, int bits, int rows, int units, class Group, class Stretch>
+template <class V, int bits, int rows, int units, int panel, class Group, class Stretch>
 void few_units(Group group, Stretch stretch, const Matrix& m, Panel x, int block, int lane, float* results, std::size_t stride) {
   const std::uint8_t *tiles[units], *parameters[units];
   typename V::Floats total[units][rows];
@@ -207,10 +208,10 @@ void few_units(Group group, Stretch stretch, const Matrix& m, Panel x, int block
       for (int line = 0; line < 2 * group * bits; line += 64) __builtin_prefetch(tiles[u] + kPrefetchAhead + line);
       __builtin_prefetch(parameters[u] + 8 * m.parameter_bytes());
     }
-    few_tiles<V, bits, rows, units>(group, stretch, tiles, parameters, m.symmetric, x, total);
-    x.codes += group * rows;
-    x.scales += kParts * (group / stretch) * rows;
-    x.sums += rows;
+    few_tiles<V, bits, rows, units, panel>(group, stretch, tiles, parameters, m.symmetric, x, total);
+    x.codes += group * panel;
+    x.scales += kParts * (group / stretch) * panel;
+    x.sums += panel;
     for (int u = 0; u < units; ++u) {
       tiles[u] += 2 * group * bits;
       parameters[u] += m.parameter_bytes();
@@ -224,36 +225,51 @@ void few_units(Group group, Stretch stretch, const Matrix& m, Panel x, int block
   }
 }
 
-template <class V, int bits, int rows, int units, class Group, class Stretch>
+template <class V, int bits, int rows, int units, int panel, class Group, class Stretch>
 void few_blocks(Group group, Stretch stretch, const Matrix& m, Panel x, Blocks blocks, Output out) {
   constexpr int together = units * V::lanes < kBlockRows ? 1 : units * V::lanes / kBlockRows;
   constexpr int step = units * V::lanes < kBlockRows ? units * V::lanes : kBlockRows;
   for (int block = blocks.first; block + together <= blocks.last; block += together) {
     float* results = out.data + kBlockRows * (block - blocks.first);
     for (int lane = 0; lane < kBlockRows; lane += step) {
-      few_units<V, bits, rows, units>(group, stretch, m, x, block, lane, results, out.stride);
+      few_units<V, bits, rows, units, panel>(group, stretch, m, x, block, lane, results, out.stride);
     }
   }
   if constexpr (together > 1) {
     const int left = (blocks.last - blocks.first) % together;
     const Output rest{out.data + kBlockRows * (blocks.last - left - blocks.first), out.stride};
-    few_blocks<V, bits, rows, kBlockRows / V::lanes>(group, stretch, m, x, {blocks.last - left, blocks.last}, rest);
+    few_blocks<V, bits, rows, kBlockRows / V::lanes, panel>(group, stretch, m, x, {blocks.last - left, blocks.last}, rest);
   }
 }
 
 // One row, the case that matters most, gets code for every group size, and several vectors of rows at once: more sums
 // that do not wait for each other, and fewer loads of activations.
+template <class V, int bits, int panel, class Stretch>
+void few_of_one(Stretch stretch, const Matrix& m, Panel x, Blocks blocks, Output out) {
+  chosen<32, 64, 128>(m.group, [&](auto group) {
+    if constexpr (stretch <= group) few_blocks<V, bits, 1, V::few_units, panel>(group, stretch, m, x, blocks, out);
+  });
+}
+
 template <class V>
 void few(const Matrix& m, Panel x, int rows, Blocks blocks, Output out) {
   chosen<1, 2, 3, 4, 8>(m.bits, [&](auto bits) {
     chosen<32, 64>(x.cut.stretch, [&](auto stretch) {
-      if (rows == 1) {
-        chosen<32, 64, 128>(m.group, [&](auto group) {
-          if constexpr (stretch <= group) few_blocks<V, bits, 1, V::few_units>(group, stretch, m, x, blocks, out);
-        });
-      }
+      if (rows == 1) few_of_one<V, bits, 1>(stretch, m, x, blocks, out);
       unrolled<V::few_rows - 1>([&](auto t) {
-        if (rows == t + 2) few_blocks<V, bits, t + 2, 1>(m.group, stretch, m, x, blocks, out);
+        constexpr int panel = t + 2;
+        if (rows != panel) return;
+        if constexpr (V::template few_together<bits> > 1) {
+          few_blocks<V, bits, panel, 1, panel>(m.group, stretch, m, x, blocks, out);
+          return;
+        }
+        for (int block = blocks.first; block < blocks.last; ++block) {  // from memory once, then from the cache
+          for (int row = 0; row < panel; ++row) {
+            const Panel own{x.codes + kQuad * row, x.scales + kParts * row, x.sums + row, x.spilled, x.cut};
+            float* results = out.data + row * out.stride + kBlockRows * (block - blocks.first);
+            few_of_one<V, bits, panel>(stretch, m, own, {block, block + 1}, {results, out.stride});
+          }
+        }
       });
     });
   });
