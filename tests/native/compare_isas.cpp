@@ -5,11 +5,13 @@
 //
 // Where multiply-add is one operation, an activation near the middle of two codes may get the other one; nothing else
 // may differ by more than float32 rounding. For some numbers of rows one instruction set streams codes and the other
-// unpacks them; these round activations with scales of their own, and may differ by what int8 loses.
+// unpacks them; these round activations with scales of their own, and may differ by what int8 loses. AVX2 gives a few
+// groups smaller codes where sums of products with codes of 4 bits would leave 16 bits: there a part of that.
 
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -58,6 +60,13 @@ bool streams(const char* isa, int rows) {
   return rows <= kernels().few_pays;
 }
 
+double allowed_difference(const char* isa, const Shape& s, int rows, bool exact) {
+  if (exact) return 1e-3;
+  if (streams(isa, rows) != streams("generic", rows)) return 1.5e-2;
+  const bool has_smaller_codes = std::strcmp(isa, "avx2") == 0 && s.bits == 4 && s.group > 32 && !streams(isa, rows);
+  return has_smaller_codes ? 4e-3 : 1e-3;
+}
+
 // The largest difference, as a share of what is allowed.
 double worst_of(const char* isa, const Shape& s) {
   const std::size_t bytes = blob_bytes(s.rows, s.columns, s.bits, s.group, s.symmetric);
@@ -72,8 +81,8 @@ double worst_of(const char* isa, const Shape& s) {
     std::vector<float> x(static_cast<std::size_t>(rows) * s.columns);
     for (float& value : x) value = normal(numbers);
     for (bool exact : {false, true}) {
-      const double allowed = exact || streams(isa, rows) == streams("generic", rows) ? 1e-3 : 1.5e-2;
-      worst = std::fmax(worst, difference(product(isa, m, x, rows, exact), product("generic", m, x, rows, exact)) / allowed);
+      const double found = difference(product(isa, m, x, rows, exact), product("generic", m, x, rows, exact));
+      worst = std::fmax(worst, found / allowed_difference(isa, s, rows, exact));
     }
   }
   return worst;
