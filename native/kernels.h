@@ -19,6 +19,7 @@ constexpr int kStretch = 32;    // columns that codes are unpacked for at a time
 constexpr int kStretchQuads = kStretch / kQuad;
 constexpr int kGroupQuads = 128 / kQuad;  // of the largest group
 constexpr int kMostSpills = 8;            // of a group
+constexpr int kRowStep = 2;               // `many` works on activation rows in multiples of this
 
 // One packed matrix. The pointers lead into the blob; nothing is copied.
 struct Matrix {
@@ -101,7 +102,7 @@ struct Kernels {
   const char* name;
   int few_rows;    // most activation rows in one call of `few` and `exact`, at most 4
   int few_pays;    // rows up to which calls of `few` take less time than `many`
-  int panel_rows;  // rows of a full panel for `many`, a multiple of 2
+  int panel_rows;  // rows of a full panel for `many`, a multiple of kRowStep
 
   // Quantizes `columns` floats to int8, padded with zeros to `groups` whole groups, for a product with matrices of
   // the width, group and grid of `like`. The pointers are those of one row of a panel: quad q goes to
@@ -113,7 +114,7 @@ struct Kernels {
   void (*few)(const Matrix&, Panel, int rows, Blocks, Output);
 
   // Any number of activation rows in panels of panel_rows that follow each other; rows that fill the last panel up to a
-  // multiple of 2 must hold zeros, and their results are written too. Bound by arithmetic: tiles are unpacked once for
+  // multiple of kRowStep must hold zeros, and their results are written too. Bound by arithmetic: tiles are unpacked once for
   // all rows.
   void (*many)(const Matrix&, Panel, int rows, Blocks, Output);
 

@@ -6,7 +6,6 @@
 namespace moesaic {
 namespace {
 
-constexpr int kRowStep = 2;  // `many` works on rows in multiples of this
 constexpr std::size_t kAlignment = 64;
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }

@@ -74,8 +74,9 @@ struct Avx512 {
   static Ints sum(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Floats floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 
-  // Accumulators start at the bits of the float 1.5 * 2^23. Sums of products stay below 2^22 in magnitude, so that they count in the float's last place: the accumulator is a float already, without a conversion, and
-  // one multiply-add makes it scale * (acc - start). That is exact up to one rounding, for scales of 12 bits.
+  // Accumulators start at the bits of the float 1.5 * 2^23. Sums of products stay below 2^22 in magnitude (`room`), so
+  // that they count in the float's last place: the accumulator is a float already, without a conversion, and one
+  // multiply-add makes it scale * (acc - start). That is exact up to one rounding, for scales of 12 bits.
   struct Products {
     using Acc = __m512i;
     static constexpr int span = kGroupQuads, columns = kQuad, room = (1 << 22) - 1;

@@ -162,6 +162,7 @@ float most_sum(const Matrix& like, int spills) {
     const bool is_whole = like.group / kQuad <= Dot::span;  // and spills are added to the same sum
     const int columns = Dot::columns * (is_whole ? like.group / kQuad : Dot::span), spilled = Dot::columns * spills;
     const int room = Dot::room / ((1 << bits) - 1);
+    static_assert(Dot::room / ((1 << bits) - 1) >= 128 * Dot::columns * kMostSpills, "spills alone always have room");
     if (room < kMostCode * (columns + (is_whole ? spilled : 0))) most = static_cast<float>(room - columns / 2 - 1);  // rounding
   });
   return most;
@@ -197,7 +198,7 @@ MOESAIC_INLINE float most_code(const float* x, Group group, int bits, std::uint3
   if (most == 0) return kMostCode;
   const std::uint32_t sum = largest_sum<V>(x, group, bits);
   const float codes = bits_as<float>(sum) / bits_as<float>(top) * kMostCode;  // their sum, were they up to kMostCode
-  if (sum >= kInfinity || !(codes > most)) return kMostCode;
+  if (sum >= kInfinity || !(codes > most)) return kMostCode;  // of such activations results are infinite in any case
   return __builtin_floorf(kMostCode * (most / codes));
 }
 

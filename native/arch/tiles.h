@@ -279,7 +279,6 @@ void few(const Matrix& m, Panel x, int rows, Blocks blocks, Output out) {
 // many: unpack a stretch of columns once, multiply all rows with it
 
 constexpr int kChunk = 1024;  // columns; the unpacked codes of a row block are 16 KB, and one or two stay in the first cache
-constexpr int kRowStep = 2;  // panels are worked on in multiples of this many rows
 
 // The unpacked columns of `count` row blocks: codes [quad][count][64], factors [group][16 count].
 template <int count>
